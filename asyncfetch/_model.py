@@ -1,0 +1,335 @@
+"""Frozen values that cross the seams between modules, and the Protocols at the seams.
+
+A table describes itself as a :class:`Source`: a generator that enumerates its items
+(yielding requests and being sent the responses, never doing I/O) and a pure function
+from an item and its bytes to record batches. The engine knows services by nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from asyncfetch._body import Body
+
+Json: TypeAlias = (
+    "None | bool | int | float | str | list[Json] | Mapping[str, Json]"  # RFC 8259
+)
+Media: TypeAlias = Literal["json", "swc", "bytes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request to a service, relative to the service's base URL."""
+
+    target: str
+    """Path and query below the base URL, percent-encoded; begins with ``/``."""
+    media: Media = "json"
+    """What the body must be; HTML in its place is refused as not whole."""
+    method: str = "GET"
+    """``GET`` and ``POST`` so far; only what :attr:`is_read` names is retried."""
+    body: str | None = None
+    """JSON text to send, if any."""
+
+    @property
+    def is_read(self) -> bool:
+        """Whether asking twice is harmless."""
+        return self.method in {"GET", "HEAD"}
+
+    def to_json(self) -> str:
+        """Compact JSON for the frozen plan; defaults are left out."""
+        fields = {"target": self.target, "media": self.media}
+        if self.method != "GET":
+            fields["method"] = self.method
+        if self.body is not None:
+            fields["body"] = self.body
+        return json.dumps(fields, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Request:
+        """Undo :meth:`to_json`."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One whole answer: its head, and its body as it was received."""
+
+    status: int
+    """The HTTP status."""
+    headers: Mapping[str, str]
+    """Case-insensitive."""
+    url: str
+    """Where the answer came from in the end, without secrets."""
+    body: Body
+    """The bytes, with the proof that they are all there."""
+
+    def json(self) -> Any:
+        """Decode the body; ``NaN`` and ``Infinity`` are accepted as some send them."""
+        return json.loads(b"".join(self.body.chunks()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """The unit of work that succeeds or fails as a whole."""
+
+    key: str
+    """Stable name: the same for the same piece of the same query, always."""
+    request: Request
+    """What to ask."""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """What decoding needs beside the bytes; plain JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedItem:
+    """An item with its place in a frozen plan."""
+
+    ordinal: int
+    """Position in the plan, from 0, without gaps."""
+    item: Item
+    parent: int | None = None
+    """Ordinal of the item in whose response this one was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A step of an enumeration: wants the responses to these, asked side by side."""
+
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A step of an enumeration: items, and where to go on after them."""
+
+    items: tuple[Item, ...]
+    cursor: Json = None
+    """Given back to :meth:`Source.enumerate` to go on; None when this was the last."""
+
+
+Enumeration: TypeAlias = Generator[Ask | Block, tuple[Response, ...] | None, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """What the bytes of one item came to."""
+
+    batches: tuple[pa.RecordBatch, ...] = ()
+    """Rows in the table's schema; text columns may be dictionary-encoded."""
+    follow_up: tuple[Item, ...] = ()
+    """Items that were found in this response."""
+    diagnostics: tuple[str, ...] = ()
+    """Sorted distinct codes of what was odd in the bytes."""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """What was learned beside the rows; plain JSON."""
+
+
+class Source(Protocol):
+    """A table with its filters set: all that the engine knows of a service."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the rows."""
+
+    @property
+    def row_key(self) -> str | None:
+        """Column whose value identifies a row in a dataset, if there is one."""
+
+    def enumerate(self, cursor: Json) -> Enumeration:
+        """Steps to the items, from the beginning (None) or after a block's cursor."""
+
+    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
+        """Rows of one item. Pure: same item and bytes, same rows."""
+
+    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
+        """The same rows as the service sent them, as Python objects."""
+
+    def shortfall(self, rows: int, details: Iterable[Mapping[str, Any]]) -> str | None:
+        """One line if the service promised more rows than came, else None."""
+
+
+class Outcome(enum.StrEnum):
+    """What became of an item."""
+
+    OK = "ok"
+    UNCHANGED = "unchanged"
+    SPLIT = "split"
+    MISSING = "missing"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a later run leaves the item alone."""
+        return self is not Outcome.FAILED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemResult:
+    """How one item ended, with its rows."""
+
+    ordinal: int
+    key: str
+    url: str
+    outcome: Outcome
+    batches: tuple[pa.RecordBatch, ...] = ()
+    records: list[Any] | None = None
+    """The records as sent, when those were asked for in place of batches."""
+    follow_up: tuple[Item, ...] = ()
+    http_status: int | None = None
+    bytes: int = 0
+    """Length of the body as received."""
+    sha256: str | None = None
+    """Of the body as received."""
+    etag: str | None = None
+    last_modified: str | None = None
+    attempts: int = 1
+    elapsed: float = 0.0
+    """Seconds from the first attempt's start, waits included."""
+    fetched_at: datetime
+    """UTC."""
+    error: Exception | None = None
+    diagnostics: tuple[str, ...] = ()
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows that came."""
+        if self.records is not None:
+            return len(self.records)
+        return sum(batch.num_rows for batch in self.batches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How hard a service may be asked; None means the service's own default."""
+
+    rate: float | None = None
+    """Requests per second, never exceeded."""
+    concurrency: int | None = None
+    """Requests in flight at one time."""
+    max_wait: float | None = None
+    """Longest wait for a turn, in seconds, before a call gives up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedItem:
+    """One line of :attr:`Report.failed`."""
+
+    key: str
+    url: str
+    error_class: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a run came to."""
+
+    items: Mapping[str, int]
+    """Items of the dataset by outcome, those of earlier runs included."""
+    rows: int
+    """Rows in the dataset."""
+    bytes: int
+    """Bytes received by this run, as sent."""
+    requests: int
+    """Requests that this run put on the wire."""
+    retries: int
+    """Of these, how many asked again."""
+    seconds: float
+    parts: int
+    """Parts in the dataset."""
+    gate: Mapping[str, float]
+    """What the gate knows of the host at the end."""
+    failed: tuple[FailedItem, ...] = ()
+    """The first 100; all are in the items table."""
+    pending: int = 0
+    """Items that the run did not come to, because it was asked to stop."""
+    shortfall: str | None = None
+    """How many rows the service promised and did not deliver, in one line."""
+
+    def raise_for_failed(self) -> None:
+        """Raise :class:`~asyncfetch.errors.ItemError` if any item failed."""
+        from asyncfetch.errors import AsyncfetchError, ItemError  # noqa: PLC0415
+
+        if self.failed:
+            first = self.failed[0]
+            raise ItemError(
+                f"{self.items.get('failed', len(self.failed))} items failed, first "
+                f"{first.key}: {first.error_class}: {first.error}",
+                key=first.key,
+                cause=AsyncfetchError(first.error),
+                report=self,
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSent:
+    """An event: a request left for the wire."""
+
+    method: str
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrying:
+    """An event: an attempt failed and another will follow."""
+
+    url: str
+    attempt: int
+    delay: float
+    """Seconds until the next attempt."""
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """An event: the host asked everybody to wait."""
+
+    host: str
+    seconds: float
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """An event: more of the plan is known."""
+
+    items: int
+    """Items known so far, the finished ones included."""
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemEnded:
+    """An event: an item ended (it is not committed yet)."""
+
+    key: str
+    outcome: Outcome
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """An event: these items and rows can no longer be lost."""
+
+    items: int
+    rows: int
+
+
+Event: TypeAlias = RequestSent | Retrying | Paused | Planned | ItemEnded | Committed
+
+
+class Observer(Protocol):
+    """Receives every event, in the event loop; must not block."""
+
+    def __call__(self, event: Event, /) -> object:
+        """See the event."""
