@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asyncfetch._body import Body
 
 Json: TypeAlias = (
-    "None | bool | int | float | str | list[Json] | Mapping[str, Json]"  # RFC 8259
+    "bool | int | float | str | list[Json] | Mapping[str, Json] | None"  # RFC 8259
 )
 Media: TypeAlias = Literal["json", "swc", "bytes"]
 

@@ -1,0 +1,79 @@
+"""Neuroscience web APIs as Arrow record batches and Parquet datasets.
+
+>>> async with asyncfetch.Neuroscout() as api:  # doctest: +SKIP
+...     datasets = await api.datasets.get(output_type="df")
+
+The names below load what they need when they are first used, so that importing the
+package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from asyncfetch.errors import (
+    AsyncfetchError,
+    AuthenticationError,
+    ConfigurationError,
+    DatasetError,
+    DecodeError,
+    IntegrityError,
+    ItemError,
+    NotFound,
+    ResponseError,
+    TransportError,
+)
+
+if TYPE_CHECKING:
+    from asyncfetch._dataset import View, open_dataset
+    from asyncfetch._engine import download
+    from asyncfetch._model import Limits, Report
+    from asyncfetch._version import __version__
+    from asyncfetch.services.neuromorpho import NeuroMorpho
+    from asyncfetch.services.neuroscout import Neuroscout
+
+__all__ = [
+    "AsyncfetchError",
+    "AuthenticationError",
+    "ConfigurationError",
+    "DatasetError",
+    "DecodeError",
+    "IntegrityError",
+    "ItemError",
+    "Limits",
+    "NeuroMorpho",
+    "Neuroscout",
+    "NotFound",
+    "Report",
+    "ResponseError",
+    "TransportError",
+    "View",
+    "__version__",
+    "download",
+    "open_dataset",
+]
+
+_LAZY = {
+    "Limits": "asyncfetch._model",
+    "NeuroMorpho": "asyncfetch.services.neuromorpho",
+    "Neuroscout": "asyncfetch.services.neuroscout",
+    "Report": "asyncfetch._model",
+    "View": "asyncfetch._dataset",
+    "__version__": "asyncfetch._version",
+    "download": "asyncfetch._engine",
+    "open_dataset": "asyncfetch._dataset",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _LAZY[name]
+    except KeyError:
+        raise AttributeError(f"module 'asyncfetch' has no attribute {name!r}") from None
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
