@@ -1,0 +1,146 @@
+"""SWC text of made-up neurons: standardized files, and sources in other dialects.
+
+A standardized file has a three-point soma, ids from 1, parents first and LF line ends,
+like nearly all of the real ones. These differ, as some real ones do:
+
+==========  ======================================================================
+neuron id   its CNG file
+==========  ======================================================================
+31          two roots
+32          a node of type -1
+33          is empty, and so is 79791 of the real archive unusable
+34          has Latin-1 bytes in its header
+35          begins with a byte order mark
+==========  ======================================================================
+
+Beside them, 18 % begin each row with a blank, 15 % list the fields of Cannon's header,
+2 % have no header, 2 % have a soma of one point and 1 % a radius of zero. Of the source
+files in SWC, every second one is in another dialect: tabs, CRLF, ids as floats, comments
+after the numbers, or children before their parents.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from asyncfetch.testing._answer import generator, uniforms
+
+TWO_ROOTS, NEGATIVE_TYPE, EMPTY, LATIN_1, BYTE_ORDER_MARK = range(31, 36)
+
+_CANNON = "".join(
+    f"# {line}\n"
+    for line in (
+        "ORIGINAL_SOURCE", "CREATURE", "REGION", "FIELD/LAYER", "TYPE", "CONTRIBUTOR",
+        "REFERENCE", "RAW", "EXTRAS", "SOMA_AREA", "SHRINKAGE_CORRECTION",
+        "VERSION_NUMBER", "VERSION_DATE", "SCALE 1.0 1.0 1.0",
+    )
+)  # fmt: skip
+
+
+def count_nodes(seed: int, neuron_id: int) -> int:
+    """Nodes of the neuron's trace: 800 on average."""
+    return 600 + int(401 * uniforms(seed, "nodes", neuron_id)[0])
+
+
+def cng(seed: int, neuron_id: int, name: str) -> bytes:
+    """The standardized file."""
+    if neuron_id == EMPTY:
+        return b""
+    blank, header, _, _ = uniforms(seed, "file", neuron_id)
+    lines = _join(_columns(seed, neuron_id), separator=" ")
+    before = " " if blank < 0.18 else ""
+    body = before + f"\n{before}".join(lines) + "\n"
+    head = (
+        f"# Original file {name}.swc edited using StdSwc version 1.31 on 5/21/15.\n"
+        f"# Irregularities and fixes documented in {name}.swc.std.\n"
+    )
+    if header < 0.02:
+        head = ""
+    elif header < 0.17:
+        head += _CANNON
+    if neuron_id == LATIN_1:
+        return "# Reconstructed in Zürich\n".encode("latin-1") + (head + body).encode()
+    if neuron_id == BYTE_ORDER_MARK:
+        return (head + body).encode("utf-8-sig")
+    return (head + body).encode()
+
+
+def source(seed: int, neuron_id: int, name: str) -> bytes:
+    """The file as its authors wrote it, where that was SWC."""
+    columns = _columns(seed, neuron_id)
+    dialect = int(10 * uniforms(seed, "dialect", neuron_id)[0])
+    if dialect == 4:  # children first
+        columns = [column[::-1] for column in columns]
+    if dialect == 2:  # as MATLAB writes integers
+        for k in (0, 1, 6):
+            columns[k] = pc.binary_join_element_wise(columns[k], "0", ".")
+    lines = _join(columns, separator="\t" if dialect == 0 else " ")
+    if dialect == 3:
+        lines[0] += " # soma"
+    end = "\r\n" if dialect == 1 else "\n"
+    return end.join([f"# {name}", *lines, ""]).encode()
+
+
+def _join(columns: list[Any], *, separator: str) -> list[str]:
+    lines: list[str] = pc.binary_join_element_wise(*columns, separator).to_pylist()
+    return lines
+
+
+def _columns(seed: int, neuron_id: int) -> list[Any]:
+    """The seven columns as Arrow strings.
+
+    Arrow writes the numbers: half the time of a format string, and without the GIL.
+    """
+    random = generator(seed, "trace", neuron_id)
+    count = count_nodes(seed, neuron_id)
+    shape = uniforms(seed, "shape", neuron_id)
+    soma = 1 if shape[0] < 0.02 else 3
+    radius = random.integers(400, 1200)
+
+    # Branches are runs of consecutive nodes. The first five start at the soma, later
+    # ones at any node before them.
+    ends = np.unique(random.integers(soma + 10, count, count // 20))
+    starts = np.concatenate([[soma], ends])
+    branch = np.repeat(np.arange(len(starts)), np.diff([*starts, count]))
+    parent = np.arange(count) - 1
+    parent[starts[:5]] = 0
+    parent[starts[5:]] = (starts[5:] * random.random(len(starts[5:]))).astype(np.int64)
+
+    # In hundredths of a micrometre, so that the text is short and exact.
+    walk = np.cumsum(np.rint(random.normal(0, 150, (count - soma, 3))), axis=0)
+    place = np.zeros((count, 3), dtype=np.int64)
+    place[soma:] = walk
+    shift = np.zeros((len(starts), 3), dtype=np.int64)
+    for k, start in enumerate(starts.tolist()):
+        root = parent[start]
+        at = place[root] + shift[branch[root - soma]] if root >= soma else 0
+        shift[k] = at - (place[start - 1] if start > soma else 0)
+    place[soma:] += shift[branch]
+    thickness = random.integers(10, 150, count)
+    kind = np.full(count, 3)
+    kind[soma:][branch % 5 == 1] = 2
+    kind[soma:][branch % 5 == 2] = 4
+
+    thickness[:soma], kind[:soma], parent[0] = radius, 1, -2
+    if soma == 3:  # the centre, then a radius to each side along y
+        place[1:3, 1] = -radius, radius
+        parent[1:3] = 0
+    if shape[1] < 0.014:
+        thickness[-1] = 0
+    if neuron_id == TWO_ROOTS:
+        parent[starts[3]] = -2
+    elif neuron_id == NEGATIVE_TYPE:
+        kind[-1] = -1
+    numbers = [
+        np.arange(1, count + 1),
+        kind,
+        *(place.T / 100),
+        thickness / 100,
+        # Ids count from 1, and a root has the parent -1.
+        np.where(parent < 0, -1, parent + 1),
+    ]
+    return [pa.array(column).cast(pa.string()) for column in numbers]
