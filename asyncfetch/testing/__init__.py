@@ -1,9 +1,10 @@
 """The embedded archive: a server on loopback that plays the services.
 
-It speaks HTTP/1.1 on a real socket and serves made-up data that depend on nothing but a
-seed and a scale, with the quirks of the real services: unordered tables, capped pages,
-limits on the length of a URL, NaN literals, numbers as text, HTML under a 200. The names
-and ids of the services' own tutorials exist at every scale. On demand it misbehaves.
+It speaks HTTP/1.1 on a real socket and serves made-up data that depend on nothing but
+a seed and a scale, with the quirks of the real services: unordered tables, capped
+pages, limits on the length of a URL, NaN literals, numbers as text, HTML under a 200.
+The names and ids of the services' own tutorials exist at every scale. On demand it
+misbehaves.
 
 ::
 
@@ -64,6 +65,7 @@ def serve_in_thread(
 
 
 async def run(
+    *,
     port: int,
     seed: int,
     scale: float,

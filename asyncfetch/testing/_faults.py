@@ -7,6 +7,7 @@ asked in between, and a retry can succeed. Throttling and outages depend on the 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,8 +49,8 @@ class Fault:
     ``reset``, None is before the first byte of the head."""
     delay: float = 0.0
     """Seconds before the first byte, beside the archive's latency."""
-    piece: int | None = None
-    """Bytes to send at a time."""
+    piece: float | None = None
+    """Bytes to send at a time, or a share of the body when below 1; at least 16."""
     pause: float = 0.0
     """Seconds between pieces."""
     only_gzip: bool = False
@@ -93,24 +94,27 @@ class Fault:
     @classmethod
     def error_object(cls, target: str) -> Fault:
         """A JSON error under a 200."""
-        body = (
-            b'{"status":500,"error":"Internal Server Error",'
-            b'"message":"could not execute query","path":%s}'
-        ) % _json_text(target.partition("?")[0])
-        return cls(status=200, headers={"Content-Type": "application/json"}, body=body)
+        body = json.dumps(
+            {
+                "status": 500,
+                "error": "Internal Server Error",
+                "message": "could not execute query",
+                "path": target.partition("?")[0],
+            }
+        )
+        return cls(
+            status=200,
+            headers={"Content-Type": "application/json"},
+            body=body.encode("ascii"),
+        )
 
     @classmethod
-    def drip(cls, *, piece: int = 16, pause: float = 0.05) -> Fault:
-        """The whole body, *piece* bytes at a time."""
+    def drip(cls, *, piece: float = 0.01, pause: float = 0.05) -> Fault:
+        """The whole body, a little at a time; unless told otherwise, in 5 seconds."""
         return cls(piece=piece, pause=pause)
 
 
 _HTML = {"Content-Type": "text/html"}
-
-
-def _json_text(text: str) -> bytes:
-    # A request target is ASCII without quotes or backslashes once it is on the wire.
-    return b'"%s"' % text.encode("ascii", "replace").replace(b'"', b"'")
 
 
 def _retry_after(value: float | datetime | None) -> str:
@@ -196,7 +200,6 @@ _DRAWN: dict[str, Callable[[str, float, float], Fault]] = {
     "html": lambda *_: Fault.html(),
     "error_object": lambda target, *_: Fault.error_object(target),
     "unavailable": _unavailable,
-    # A hundred pieces of at least 16 bytes: slow, yet it ends within five seconds.
     "drip": lambda *_: Fault.drip(),
 }
 _OTHERS = ("throttle", "throttle_style", "outage", "latency", "seed")

@@ -2,8 +2,8 @@
 
 True to the service in what surprises clients: at most 500 records a page whatever is
 asked, no ``_embedded`` where nothing matches, links to another origin by ``http://``,
-folders in lower case, files that are missing, and a 404 that is HTML for a file and JSON
-for a record.
+folders in lower case, files that are missing, and a 404 that is HTML for a file and
+JSON for a record.
 """
 
 from __future__ import annotations
@@ -303,7 +303,7 @@ def _split(text: str) -> list[str]:
 
 
 def _accepts(value: str) -> Callable[[str], bool]:
-    """Whether a text is what *value* means: a literal, or a pattern with ``*``, ``?``."""
+    """Whether a text is what *value* means: itself if quoted, else a pattern."""
     if len(value) > 1 and value[0] == value[-1] == '"':
         return re.sub(r"\\(.)", r"\1", value[1:-1], flags=re.DOTALL).__eq__
     pattern = "".join(

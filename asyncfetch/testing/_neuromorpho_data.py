@@ -100,10 +100,10 @@ _ARCHIVES = (
 # The record of neuron 1 as it is public, for the keys that its archive does not give.
 _FIRST: Record = {
     "note": (
-        "When originally released, this reconstruction had been incompletely processed,"
-        " and this issue was fixed in release 6.1 (May 2015). The pre-6.1 version of the"
-        ' processed file is available for download <a href=" dableFiles/previous/v6.1/'
-        'wearne_hof/cnic_001.CNG.swc ">here</a>.'
+        "When originally released, this reconstruction had been incompletely "
+        "processed, and this issue was fixed in release 6.1 (May 2015). The pre-6.1 "
+        "version of the processed file is available for download "
+        '<a href=" dableFiles/previous/v6.1/wearne_hof/cnic_001.CNG.swc ">here</a>.'
     ),
     "age_scale": "Year",
     "gender": "Male/Female",

@@ -288,21 +288,11 @@ class _Wire:
         headers = {name: value for name, value in headers.items() if value}
         status = fault.status or answer.status
 
-        end = len(body)
-        if fault.after is not None:
-            after = fault.after * end if fault.after < 1 else fault.after
-            end = min(int(after), end)
         if fault.ending == "clean":
-            body = body[:end]
-        if self._request.method == "HEAD":
-            end = 0
+            body = body[: _bytes(fault.after, body)]
         await self._begin(status, headers, framing, len(body))
-        for start in range(0, end, size := fault.piece or _PIECE):
-            if start and fault.pause:
-                await anyio.sleep(fault.pause)
-            piece = memoryview(body)[start : min(start + size, end)]
-            await self._write(piece)
-            self.sent += len(piece)
+        if self._request.method != "HEAD":
+            await self._write_body(body, fault)
         if fault.ending == "reset":
             self.status = 0
             self.reset()
@@ -310,6 +300,19 @@ class _Wire:
             self._transport().close()
         elif self.response is not None:
             await self.response.write_eof()
+
+    async def _write_body(self, body: bytes, fault: Fault) -> None:
+        whole = fault.ending in ("whole", "clean")
+        end = len(body) if whole else _bytes(fault.after, body)
+        if end == 0:
+            await self._write(memoryview(b""))  # the head, before it is too late
+        size = _PIECE if fault.piece is None else max(16, _bytes(fault.piece, body))
+        for start in range(0, end, size):
+            if start and fault.pause:
+                await anyio.sleep(fault.pause)
+            piece = memoryview(body)[start : min(start + size, end)]
+            await self._write(piece)
+            self.sent += len(piece)
 
     async def _begin(
         self, status: int, headers: dict[str, str], framing: Framing, length: int
@@ -348,6 +351,13 @@ class _Wire:
         linger = struct.pack("ii", 1, 0)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         transport.abort()
+
+
+def _bytes(amount: float | None, body: bytes) -> int:
+    """Bytes of *body*: a share when *amount* is below 1, all when it is None."""
+    if amount is None:
+        return len(body)
+    return min(int(amount * len(body) if amount < 1 else amount), len(body))
 
 
 @asynccontextmanager

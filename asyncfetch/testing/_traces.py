@@ -8,15 +8,15 @@ neuron id   its CNG file
 ==========  ======================================================================
 31          two roots
 32          a node of type -1
-33          is empty, and so is 79791 of the real archive unusable
+33          empty
 34          has Latin-1 bytes in its header
 35          begins with a byte order mark
 ==========  ======================================================================
 
-Beside them, 18 % begin each row with a blank, 15 % list the fields of Cannon's header,
-2 % have no header, 2 % have a soma of one point and 1 % a radius of zero. Of the source
-files in SWC, every second one is in another dialect: tabs, CRLF, ids as floats, comments
-after the numbers, or children before their parents.
+Beside them, 18 % begin each row with a blank, 15 % list the fields of Cannon's
+header, 2 % have no header, 2 % have a soma of one point and 1 % a radius of zero. Of
+the source files in SWC, every second one is in another dialect: tabs, CRLF, ids as
+floats, a comment after the numbers, or children before their parents.
 """
 
 from __future__ import annotations
