@@ -145,7 +145,7 @@ class Neurons:
 
     def __init__(self, *, seed: int, scale: float) -> None:
         self._seed = seed
-        # Room for every neuron that has a name of its own, and for the odd files.
+        # Room for every neuron with a name of its own, the odd files, every archive.
         self._count = max(60, round(1000 * scale))
         self._plain = self._count - len(_ALLEN_NAMES)
 
@@ -191,7 +191,7 @@ class Neurons:
             return _ODD_NAMES[neuron_id - 14], (_JOINED, _ALLEN)[neuron_id % 2]
         if 0 <= neuron_id - _ALLEN_FIRST_ID < len(_ALLEN_NAMES):
             return _ALLEN_NAMES[neuron_id - _ALLEN_FIRST_ID], _ALLEN
-        archive = _ARCHIVES[neuron_id // 25 % len(_ARCHIVES)]
+        archive = _ARCHIVES[neuron_id // 4 % len(_ARCHIVES)]
         return f"{archive.name.split('_')[0].replace(' ', '')}-{neuron_id}", archive
 
     def _record(self, neuron_id: int) -> Record:
