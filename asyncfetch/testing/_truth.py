@@ -1,0 +1,84 @@
+"""What the archive holds, read without HTTP: what a client's rows are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from asyncfetch.testing._neuromorpho import NeuroMorphoService
+from asyncfetch.testing._neuroscout import NeuroscoutService
+
+Record = dict[str, Any]
+
+
+class Truth:
+    """What the archive serves, as Python values."""
+
+    def __init__(
+        self, neuroscout: NeuroscoutService, neuromorpho: NeuroMorphoService
+    ) -> None:
+        self._neuroscout = neuroscout
+        self._neuromorpho = neuromorpho
+
+    def datasets(self) -> list[Record]:
+        """Neuroscout's datasets by id, inactive ones too, each with its ``runs``."""
+        return self._neuroscout.datasets()
+
+    def runs(self, **equal: Any) -> list[Record]:
+        """Neuroscout's runs by id, those whose fields equal the arguments."""
+        return _select(self._neuroscout.runs(), equal)
+
+    def predictors(self, **equal: Any) -> list[Record]:
+        """Neuroscout's predictors by id, private and inactive ones too."""
+        return _select(self._neuroscout.predictors(), equal)
+
+    def events(
+        self,
+        predictor_ids: int | Iterable[int],
+        run_ids: int | Iterable[int] | None = None,
+        *,
+        stimulus_timing: bool = False,
+    ) -> list[Record]:
+        """The events' records as sent, by predictor, run and onset.
+
+        Events of one onset come in the order of the archive's own.
+        """
+        return self._neuroscout.events(
+            _ids(predictor_ids),
+            None if run_ids is None else _ids(run_ids),
+            stimulus_timing=stimulus_timing,
+        )
+
+    def count_events(
+        self,
+        predictor_ids: int | Iterable[int],
+        run_ids: int | Iterable[int] | None = None,
+    ) -> int:
+        """The number of records that `events` would give, without making them."""
+        return self._neuroscout.count_events(
+            _ids(predictor_ids), None if run_ids is None else _ids(run_ids)
+        )
+
+    def neurons(self, **equal: Any) -> list[Record]:
+        """NeuroMorpho's records by id, those whose fields equal the arguments."""
+        return _select(self._neuromorpho.neurons(), equal)
+
+    def swc(self, neuron_id: int) -> bytes | None:
+        """The bytes of the neuron's CNG file, or None where there is no such file."""
+        return self._neuromorpho.swc(neuron_id)
+
+    def source(self, neuron_id: int) -> bytes | None:
+        """The bytes of the neuron's source file, or None where there is none."""
+        return self._neuromorpho.source(neuron_id)
+
+
+def _ids(value: int | Iterable[int]) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _select(records: Iterable[Record], equal: Record) -> list[Record]:
+    return [
+        record
+        for record in records
+        if all(record.get(name) == value for name, value in equal.items())
+    ]
