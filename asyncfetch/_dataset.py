@@ -114,7 +114,7 @@ ITEMS_SCHEMA = pa.schema(
 
 # One byte per ordinal. The order is that of the rule "the state of an item is the best
 # of its counted rows", so that the rule is a maximum.
-UNKNOWN = 0  # no such ordinal, or one that is burnt
+# 0: no such ordinal, or one that is burnt.
 PLANNED = 1
 CODES = {
     Outcome.FAILED: 2,
@@ -225,16 +225,19 @@ class _Commit:
 
     name: str
     """Of the items file."""
+    items: int
     part: str | None
     rows: int
     size: int
+    """Of the part, in bytes."""
 
     @classmethod
-    def of(cls, name: str, metadata: Mapping[bytes, bytes]) -> _Commit:
-        part = json.loads(metadata[b"asyncfetch.part"])
+    def of(cls, name: str, metadata: pq.FileMetaData) -> _Commit:
+        """What the footer of an items file says."""
+        part = json.loads(metadata.metadata[b"asyncfetch.part"])
         if part is None:
-            return cls(name, None, 0, 0)
-        return cls(name, part["name"], part["rows"], part["bytes"])
+            return cls(name, metadata.num_rows, None, 0, 0)
+        return cls(name, metadata.num_rows, part["name"], part["rows"], part["bytes"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,9 +280,9 @@ class _Ledger:
     def _load(self, keys: _KeySet | None) -> None:
         parts = self._store.names()
         listed: list[Longs] = [np.zeros(0, dtype=np.int64)]
-        for name in self._store.names(ITEMS):
+        for name in _items_names(self._store):
             with _opened(self._store.path(f"{ITEMS}/{name}"), ["outcome"]) as file:
-                commit = _Commit.of(name, file.metadata.metadata)
+                commit = _Commit.of(name, file.metadata)
                 if commit.part is not None and commit.part not in parts:
                     self.uncounted.append(name)
                     continue
@@ -291,7 +294,7 @@ class _Ledger:
                 self.commits.append(commit)
                 listed.extend(self._read_items(file))
         follow_ups = np.unique(np.concatenate(listed))
-        for name in sorted(self._store.names(PLAN), key=lambda one: int(one[:-5])):
+        for name in _plan_names(self._store):
             with _opened(self._store.path(f"{PLAN}/{name}")) as file:
                 self._read_block(name, file, follow_ups, keys)
 
@@ -476,15 +479,45 @@ class _Ledger:
                 yield json.loads(text) if text else {}
 
 
+def _plan_names(store: LocalStore) -> list[str]:
+    """The plan's files in their order."""
+    names = [name.removesuffix(".plan") for name in store.names(PLAN)]
+    return [f"{name}.plan" for name in sorted(filter(str.isdigit, names), key=int)]
+
+
+def _items_names(store: LocalStore) -> list[str]:
+    return [name for name in store.names(ITEMS) if name.endswith(".items")]
+
+
+def _run_of(name: str) -> str:
+    """The run that committed a part or items file."""
+    return name.split("-")[1]
+
+
+def _committed(commits: Collection[_Commit], run: str) -> dict[str, int]:
+    """What a run has committed, as its report says it."""
+    own = [one for one in commits if _run_of(one.name) == run]
+    return {
+        "items": sum(one.items for one in own),
+        "rows": sum(one.rows for one in own),
+        "parts": sum(one.part is not None for one in own),
+    }
+
+
 @contextmanager
 def _opened(
-    path: Path, categories: list[str] | None = None
+    path: Path, categories: list[str] | None = None, *, verify: bool = False
 ) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, or one clear line when it is none."""
+    """A Parquet file, or one clear line when it is none.
+
+    An error of the file system is one, too: Arrow tells some damage like that.
+    """
     try:
-        with pq.ParquetFile(path, read_dictionary=categories) as file:
+        with pq.ParquetFile(
+            path, read_dictionary=categories, page_checksum_verification=verify
+        ) as file:
             yield file
-    except (pa.ArrowException, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"expected a file of the dataset, got a damaged one at {path}: "
             f"{str(error).splitlines()[0]}; run verify with --repair"
@@ -592,6 +625,8 @@ class Writer:
         self._ledger = _Ledger(store, record.limit, self._keys)
         for name in self._ledger.uncounted:
             store.remove(f"{ITEMS}/{name}")
+            # Its run was killed and left no report, or a part was taken away since.
+            store.remove(f"{RUNS}/{_run_of(name)}.json")
             crash_point("takeover-dropped")
         self._taken = _KeySet() if row_key is None else self._row_keys(row_key)
         # The commit that is open, and what waits in memory to join it.
@@ -958,7 +993,7 @@ class Writer:
         part, items, follow = self._part, self._items, self._follow
         assert items is not None
         counted = None
-        commit = _Commit(f"{self._stem}.items", None, 0, 0)
+        commit = _Commit(f"{self._stem}.items", items.rows, None, 0, 0)
         if follow is not None:
             follow.close({})
             self._publish_plan(
@@ -966,7 +1001,9 @@ class Writer:
             )
         if part is not None:
             size = part.close(self._part_metadata())
-            commit = _Commit(commit.name, f"{self._stem}.parquet", part.rows, size)
+            commit = replace(
+                commit, part=f"{self._stem}.parquet", rows=part.rows, size=size
+            )
             counted = {"name": commit.part, "rows": part.rows, "bytes": size}
         items.close({"asyncfetch.part": json.dumps(counted)})
         self._staging.publish(items.name, f"{ITEMS}/{commit.name}", "items")
@@ -1013,12 +1050,8 @@ class Writer:
             self._flush_items()
             self._commit()
         crash_point("finish-sealed")
-        commits = [one for one in self._ledger.commits if self.run in one.name]
-        counted = {
-            "parts": sum(one.part is not None for one in commits),
-            "rows": sum(one.rows for one in commits),
-        }
-        text = json.dumps({**report, "run": self.run, "committed": counted}, indent=2)
+        committed = _committed(self._ledger.commits, self.run)
+        text = json.dumps({**report, "run": self.run, "committed": committed}, indent=2)
         with self._staging.fenced():
             self._staging.path("run.json").write_text(text + "\n", encoding="utf-8")
         self._staging.publish("run.json", f"{RUNS}/{self.run}.json", "run")
@@ -1311,3 +1344,273 @@ def _no_dataset(root: Path) -> DatasetError:
     return DatasetError(
         f"expected a dataset, got none at {root}: there is no {PLAN_FILE}"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in a dataset that does not agree with the rest."""
+
+    code: str
+    """A short stable word for the kind."""
+    where: str
+    """Name below the dataset's directory."""
+    text: str
+    """One line: expected, got, what follows."""
+
+
+def verify(dest: str | Path, *, repair: bool = False) -> list[Problem]:
+    """Prove that plan, items, parts and reports of a dataset at rest agree.
+
+    Every page of every file is read and its checksum compared.
+
+    Parameters
+    ----------
+    repair
+        Remove what cannot be trusted, so that a resume asks for it again; nothing else
+        is touched. What was found is returned all the same.
+
+    Raises
+    ------
+    DatasetError
+        There is no dataset; or, with *repair*, another writer is at work.
+    """
+    store = LocalStore(_destination(dest))
+    if stored_plan(store) is None:
+        raise _no_dataset(store.root)
+    if not repair:
+        return _Audit(store).problems
+    run = secrets.token_hex(8)
+    staging = Staging(store, run)
+    lock = Lock(
+        store.path(f"{RECORDS}/lock"), run, clock=time.monotonic, sleep=time.sleep
+    )
+    lock.acquire()
+    try:
+        staging.announce()
+        audit = _Audit(store)
+        for name in audit.untrusted:
+            store.remove(name)
+        for name in _Audit(store).wrong_reports:  # of runs whose commits are gone now
+            store.remove(name)
+    finally:
+        _let_go(staging, lock)
+    return audit.problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Audited:
+    """An items file that was read whole."""
+
+    commit: _Commit
+    ordinals: Longs
+    keys: Longs
+    """Hashes."""
+    final: Flags
+    """Which of the items have ended for good."""
+    follow_ups: Longs
+    rows: Longs
+    first_rows: Longs
+    """-1 for an item without rows."""
+
+    @classmethod
+    def read(cls, path: Path) -> _Audited:
+        """Read every page of an items file."""
+        with _opened(path, verify=True) as file:
+            table = file.read()  # no more than PART_ITEMS rows
+            commit = _Commit.of(path.name, file.metadata)
+            outcomes = [Outcome(one) for one in table.column("outcome").to_pylist()]
+        return cls(
+            commit,
+            ordinals=table.column("ordinal").to_numpy(),
+            keys=_hashes(table.column("key").to_pylist()),
+            final=np.array([one.is_final for one in outcomes], dtype=np.bool_),
+            follow_ups=table.column("follow_up").combine_chunks().flatten().to_numpy(),
+            rows=table.column("rows").to_numpy(),
+            first_rows=table.column("first_row").fill_null(-1).to_numpy(),
+        )
+
+    @property
+    def rows_agree(self) -> bool:
+        """Whether the items share the rows of the part among them without a gap."""
+        has_rows = self.first_rows >= 0
+        order = np.argsort(self.first_rows[has_rows])
+        rows = self.rows[has_rows][order]
+        ends = np.cumsum(rows)
+        starts = self.first_rows[has_rows][order]
+        return (
+            np.array_equal(starts, ends - rows)
+            and int(ends[-1:].sum()) == self.commit.rows
+            and int(self.rows.sum()) == self.commit.rows
+        )
+
+
+_NONE: Longs = np.zeros(0, dtype=np.int64)
+
+
+class _Audit:
+    """What is found when everything is read and compared.
+
+    Trust is taken away by whole commits. The plan rows of follow-ups hang on the commit
+    that lists them, and the items of these on those plan rows; so distrust spreads
+    until what is left agrees with itself.
+    """
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+        self._parts = {n: size for n, size in store.names().items() if is_part(n)}
+        self._trusted: dict[str, _Audited] = {}
+        self._claims: list[_Commit] = []
+        self.problems: list[Problem] = []
+        self.untrusted: list[str] = []
+        """Files to remove: a part, then its items file, and the plan from its end."""
+        self.wrong_reports: list[str] = []
+        lost_blocks = self._read_plan()
+        for name in _items_names(store):
+            self._read_commit(name)
+        self._spread_distrust()
+        self._find_keys_that_are_twice_there()
+        self._find_strays()
+        self._compare_reports()
+        self.untrusted += lost_blocks
+
+    def _tell(self, code: str, where: str, text: str) -> None:
+        self.problems.append(Problem(code, where, text))
+
+    def _distrust(self, code: str, commit: _Commit, text: str) -> None:
+        """Commits go as a whole: the part first, for without it the rest is void."""
+        self._trusted.pop(commit.name, None)
+        where = f"{ITEMS}/{commit.name}"
+        self._tell(code, where, text)
+        self.untrusted += [commit.part, where] if commit.part else [where]
+
+    def _read_plan(self) -> list[str]:
+        """Read the frozen plan as far as it can be; the blocks behind that place."""
+        names = _plan_names(self._store)
+        no_flags: Flags = np.zeros(0, dtype=np.bool_)
+        ordinals, is_root, keys = [_NONE], [no_flags], [_NONE]
+        lost: list[str] = []
+        for number, name in enumerate(names):
+            where = f"{PLAN}/{name}"
+            try:
+                if int(name[:-5]) != number:
+                    raise DatasetError(f"expected {number:05d}.plan first, got none")
+                with _opened(self._store.path(where), verify=True) as file:
+                    for batch in file.iter_batches():
+                        ordinals.append(batch.column("ordinal").to_numpy())
+                        parents = batch.column("parent").is_null()
+                        is_root.append(parents.to_numpy(zero_copy_only=False))
+                        keys.append(_hashes(batch.column("key")))
+            except DatasetError as error:
+                self._tell(
+                    "plan",
+                    where,
+                    f"{error}; the plan from here on must be enumerated again",
+                )
+                lost = [f"{PLAN}/{one}" for one in names[number:]]
+                break
+        numbers = np.concatenate(ordinals)
+        order = np.argsort(numbers, kind="stable")
+        self._ordinals = numbers[order]
+        self._is_root = np.concatenate(is_root)[order]
+        self._keys = np.concatenate(keys)[order]
+        if (np.diff(self._ordinals) == 0).any():
+            self._tell("plan", PLAN, "expected each ordinal once, got one twice")
+        return lost[::-1]
+
+    def _read_commit(self, name: str) -> None:
+        where = self._store.path(f"{ITEMS}/{name}")
+        try:
+            audited = _Audited.read(where)
+        except DatasetError as error:
+            part = f"{name.removesuffix('.items')}.parquet"
+            held = part if part in self._parts else None
+            self._distrust("items", _Commit(name, 0, held, 0, 0), str(error))
+            return
+        commit = audited.commit
+        self._claims.append(commit)
+        self._trusted[name] = audited
+        if commit.part is not None and commit.part not in self._parts:
+            text = (
+                f"expected {commit.part}, got none: a kill leaves this, or a deletion"
+            )
+            self._distrust("part-missing", replace(commit, part=None), text)
+        elif commit.part is not None and (trouble := self._part_trouble(commit)):
+            self._distrust("part", commit, trouble)
+        elif not audited.rows_agree:
+            text = f"expected items with {commit.rows} rows side by side, got others"
+            self._distrust("rows", commit, text)
+
+    def _part_trouble(self, commit: _Commit) -> str | None:
+        assert commit.part is not None
+        size = self._parts[commit.part]
+        if size != commit.size:
+            return f"expected {commit.size} bytes, got {size} in {commit.part}"
+        try:
+            with _opened(self._store.path(commit.part), verify=True) as file:
+                rows = sum(batch.num_rows for batch in file.iter_batches())
+        except DatasetError as error:
+            return str(error)
+        if rows != commit.rows:
+            return f"expected {commit.rows} rows, got {rows} in {commit.part}"
+        return None
+
+    def _spread_distrust(self) -> None:
+        while True:
+            listed = np.concatenate(
+                [_NONE, *(one.follow_ups for one in self._trusted.values())]
+            )
+            counts = self._is_root | np.isin(self._ordinals, listed)
+            ordinals, keys = self._ordinals[counts], self._keys[counts]
+            strangers = [
+                one.commit
+                for one in self._trusted.values()
+                if not _is_planned(one, ordinals, keys)
+            ]
+            for commit in strangers:
+                text = "expected items of the plan, got others, or found by lost ones"
+                self._distrust("items-unplanned", commit, text)
+            if not strangers:
+                return
+
+    def _find_keys_that_are_twice_there(self) -> None:
+        seen = _KeySet()
+        for audited in list(self._trusted.values()):
+            if not seen.add(audited.keys[audited.final]).all():
+                text = "expected each item once, got one that another commit holds"
+                self._distrust("key-twice", audited.commit, text)
+        self._spread_distrust()
+
+    def _find_strays(self) -> None:
+        claimed = {commit.part for commit in self._claims}
+        for path in sorted(self._store.root.iterdir()):
+            name = path.name
+            if name[0] in "._" or name in claimed or name in self.untrusted:
+                continue
+            self._tell("stray", name, "expected parts, got what no commit knows of")
+            if name in self._parts:  # readers take its rows for ours
+                self.untrusted.append(name)
+        records = self._store.path(RECORDS)
+        for path in sorted(records.rglob("*.parquet")):
+            if records / "tmp" not in path.parents:
+                where = path.relative_to(self._store.root).as_posix()
+                self._tell("stray", where, "expected no rows in here, got a part")
+
+    def _compare_reports(self) -> None:
+        for name in self._store.names(RUNS):
+            where = f"{RUNS}/{name}"
+            expected = _committed(self._claims, name.removesuffix(".json"))
+            try:
+                got = json.loads(self._store.read_text(where) or "")["committed"]
+            except (ValueError, KeyError, TypeError):
+                got = None
+            if got != expected:
+                self.wrong_reports.append(where)
+                self._tell("report", where, f"expected {expected}, got {got}")
+
+
+def _is_planned(items: _Audited, ordinals: Longs, keys: Longs) -> bool:
+    """Whether a commit speaks of none but items with these *ordinals* and *keys*."""
+    if not np.isin(np.concatenate([items.ordinals, items.follow_ups]), ordinals).all():
+        return False
+    place = np.searchsorted(ordinals, items.ordinals)
+    return bool(np.array_equal(keys[place], items.keys))
