@@ -9,6 +9,7 @@ small, else in the one decode thread. What fails on the way is tried again as
 from __future__ import annotations
 
 import email.utils
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from asyncfetch._body import (
 )
 from asyncfetch._gate import gate_for
 from asyncfetch._model import (
+    Event,
     Limits,
     Observer,
     Paused,
@@ -52,6 +54,8 @@ from asyncfetch.errors import (
 
 T = TypeVar("T")
 
+logger = logging.getLogger("asyncfetch")
+
 # A body that inflates to at most this is consumed in the event loop: about 10 000
 # events or one large trace, some 5 ms. A hop to the decode thread costs 0.1 ms.
 INLINE = 1 << 20
@@ -62,6 +66,10 @@ LOOPBACK = Limits(concurrency=16)
 
 # One decode thread per event loop: a thread per body doubled the processor time.
 _decode_thread: RunVar[anyio.CapacityLimiter] = RunVar("_decode_thread")
+
+
+def ignore(_event: Event, /) -> None:
+    """Observe nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,22 +129,15 @@ class Exchange:
         self._max_wait = limits.max_wait
         self._item_timeout = item_timeout
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
-        self._observers: list[Observer] = []
         who = user_agent or f"asyncfetch/{__version__}"
         self._transport = Transport(
             origin,
-            on_wire=self._on_wire,
             user_agent=f"{who} (contact: {contact})" if contact else who,
             timeout=timeout,
             proxy=proxy,
             ca_file=ca_file,
             tls_compat=tls_compat,
         )
-
-    def subscribe(self, observer: Observer) -> Callable[[], None]:
-        """Send events to *observer* until the function returned is called."""
-        self._observers.append(observer)
-        return lambda: self._observers.remove(observer)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -149,6 +150,7 @@ class Exchange:
         *,
         interactive: bool = False,
         spool_dir: Path | None = None,
+        observe: Observer = ignore,
     ) -> Answer[T]:
         """Return what *consume* makes of the proved content of the answer.
 
@@ -170,7 +172,9 @@ class Exchange:
                 with anyio.fail_after(
                     max(0.0, started + self._item_timeout - time.monotonic())
                 ):
-                    response = await self._send(request, interactive, spool_dir)
+                    response = await self._send(
+                        request, interactive, spool_dir, observe
+                    )
                 try:
                     known, unproved = unproved, _unproved(request, response)
                     if unproved is not None and unproved != known:
@@ -201,7 +205,7 @@ class Exchange:
                 if delay is None or getattr(error, "is_fatal", False):
                     raise
                 failed = str(error)
-            self._tell(
+            observe(
                 Retrying(
                     url=self._url(request), attempt=attempt, delay=delay, error=failed
                 )
@@ -209,8 +213,16 @@ class Exchange:
             await anyio.sleep(delay)
 
     async def _send(
-        self, request: Request, interactive: bool, spool_dir: Path | None
+        self,
+        request: Request,
+        interactive: bool,
+        spool_dir: Path | None,
+        observe: Observer,
     ) -> Response:
+        async def on_wire(method: str, url: str) -> None:
+            await self.gate.token()
+            observe(RequestSent(method=method, url=url))
+
         headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
         if request.body is not None:
             headers["Content-Type"] = "application/json"
@@ -222,11 +234,12 @@ class Exchange:
                 headers=headers,
                 body=request.body,
                 spool_dir=spool_dir,
+                on_wire=on_wire,
             )
         if response.status in {429, 503}:
             asked = retry_after(response)
             wait = self.gate.rejected(sent_at, asked)
-            self._tell(
+            observe(
                 Paused(
                     host=self.host,
                     seconds=wait,
@@ -295,14 +308,16 @@ class Exchange:
             if body.proof is Proof.NONE and not body.is_compressed:
                 raise IntegrityError(f"a body without a length: {error}") from error
             raise
-
-    async def _on_wire(self, method: str, url: str) -> None:
-        await self.gate.token()
-        self._tell(RequestSent(method=method, url=url))
-
-    def _tell(self, event: RequestSent | Retrying | Paused) -> None:
-        for observer in tuple(self._observers):
-            observer(event)
+        except (AsyncfetchError, OSError):
+            raise
+        except Exception as error:
+            # One body that a decoder stumbles over must not end a long run.
+            logger.debug("%s could not be decoded", response.url, exc_info=True)
+            raise DecodeError(
+                f"expected {request.media} that can be decoded, got {error!r} from "
+                f"{response.url}; please report it",
+                code="unforeseen",
+            ) from error
 
     def _url(self, request: Request) -> str:
         return self.base_url + request.target

@@ -304,7 +304,10 @@ class Planned:
 
     items: int
     """Items known so far, the finished ones included."""
+    ended: int
+    """Items that earlier runs finished."""
     complete: bool
+    """Whether there will be no more, but for those found in responses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,7 @@
 
 The only module that knows the HTTP client. A body is taken as it comes (nothing is
 inflated here), spooled to memory and from 8 MiB on to a file, with its checksum and the
-proof of its length. Every request on the wire, redirects and the resend that aiohttp
-does on its own included, first waits for ``on_wire``.
+proof of its length.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
@@ -55,6 +55,9 @@ ERRORS: tuple[tuple[type[BaseException], type[AsyncfetchError], str], ...] = (
     (OSError, TransportError, "the connection broke"),
 )
 
+# The middleware of a session learns from here whose request it sees.
+_on_wire: ContextVar[Callable[[str, str], Awaitable[None]]] = ContextVar("_on_wire")
+
 
 class Transport:
     """HTTP to one origin.
@@ -67,8 +70,6 @@ class Transport:
     origin
         Where all requests go: scheme, host and port. A redirect may lead to https on
         the same host; one to elsewhere is refused.
-    on_wire
-        Awaited before every request that leaves, with its method and URL.
     timeout
         Seconds without progress after which an attempt is given up.
     """
@@ -77,7 +78,6 @@ class Transport:
         self,
         origin: URL,
         *,
-        on_wire: Callable[[str, str], Awaitable[None]],
         user_agent: str,
         timeout: float,
         proxy: str | None = None,
@@ -85,7 +85,6 @@ class Transport:
         tls_compat: str | None = None,
     ) -> None:
         self._origin = origin
-        self._on_wire = on_wire
         self._user_agent = user_agent
         self._timeout = timeout
         self._proxy = proxy
@@ -102,8 +101,12 @@ class Transport:
         headers: Mapping[str, str],
         body: str | None,
         spool_dir: Path | None,
+        on_wire: Callable[[str, str], Awaitable[None]],
     ) -> Response:
         """Return the response to one request, its body received to the last byte.
+
+        *on_wire* is awaited with method and URL before every request that leaves for
+        it: the request itself, its redirects, and a resend on a fresh connection.
 
         Raises
         ------
@@ -112,6 +115,7 @@ class Transport:
         """
         session = self._open(url)
         target = URL(url, encoded=True)
+        _on_wire.set(on_wire)
         try:
             async with session.request(
                 method,
@@ -171,14 +175,14 @@ class Transport:
         return self._session
 
     def _abandon(self) -> None:
-        # The loop of the old session is gone and cannot close it; what is left are
-        # sockets, closed here so that nothing is reported as leaked.
+        # The loop of the old session is gone and cannot close it. Closing what is left
+        # does not suspend then, so one step of the awaitable is all of it.
         session, self._session = self._session, None
         if session is not None and session.connector is not None:
             connector = session.connector
             session.detach()
-            with contextlib.suppress(RuntimeError):
-                connector._close_immediately()  # noqa: SLF001 - its loop is closed
+            with contextlib.suppress(StopIteration):
+                next(connector.close().__await__())
 
     async def _pass_gate(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -192,7 +196,7 @@ class Transport:
                 "set base_url if the service has moved",
                 status=302,
             )
-        await self._on_wire(request.method, str(url))
+        await _on_wire.get()(request.method, str(url))
         return await handler(request)
 
     async def _receive(
@@ -209,7 +213,9 @@ class Transport:
             if spool.path is not None:
                 await anyio.to_thread.run_sync(spool.finish)
         except BaseException:
-            spool.discard()
+            if spool.path is not None:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(spool.discard)
             raise
         headers = answer.headers
         if "Content-Length" in headers or answer.status in {204, 304}:
@@ -243,7 +249,7 @@ class Transport:
 
 
 class Spool:
-    """Where a body goes as it comes: memory, and from :data:`MEMORY_LIMIT` on a file."""
+    """Takes a body as it comes: in memory, and when it is large in a file."""
 
     def __init__(self, directory: Path | None) -> None:
         self.pieces: list[bytes] = []
