@@ -1,0 +1,921 @@
+"""From a plan to rows: fan-out and back-pressure. The only module that starts tasks.
+
+::
+
+    feeder ──▶ bounded stream ──▶ workers ──▶ bounded stream ──▶ consumer
+       ▲       (PlannedItem)      (Exchange)    (ItemResult)        │
+       └──────────────── follow-up items ◀──────────────────────────┘
+
+One feeder owns the plan. It takes what a journal already holds, then drives the
+source's enumeration, and every block goes through the journal before its first item is
+sent. Workers perform items one after the other. The consumer is one of three: the
+caller of :func:`collect`, the one who iterates :func:`open_stream`, or the writer of
+:func:`download`. A consumer that is slow fills the streams, and the requests stop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+import anyio
+import anyio.to_thread
+import pyarrow as pa
+from anyio.abc import ObjectReceiveStream, TaskGroup
+
+from asyncfetch._dataset import PlanRecord, Writer, schema_id
+from asyncfetch._decode import as_schema, without_taken_keys
+from asyncfetch._exchange import Exchange, ignore, read_whole
+from asyncfetch._model import (
+    Ask,
+    Block,
+    Committed,
+    Decoded,
+    Event,
+    FailedItem,
+    Item,
+    ItemEnded,
+    ItemResult,
+    Json,
+    Observer,
+    Outcome,
+    Planned,
+    PlannedItem,
+    Report,
+    RequestSent,
+    Response,
+    Retrying,
+    Source,
+)
+from asyncfetch._version import __version__
+from asyncfetch.errors import (
+    AsyncfetchError,
+    DatasetError,
+    ItemError,
+    NotFound,
+    TransportError,
+)
+
+T = TypeVar("T")
+
+logger = logging.getLogger("asyncfetch")
+
+# Workers beyond the host's slots decode and wait for the consumer while others are on
+# the wire, so that a slot is never idle for that. Each may hold one decoded item.
+SPARE_WORKERS = 4
+# Items in a row that could not reach the host at all before the run ends: more than a
+# passing hiccup, and the rest of the plan is not burnt against a dead server.
+UNREACHABLE = 20
+HEARTBEAT = 2.0  # seconds; another writer watches for a multiple of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The items that a table and its filters come to; nothing is asked before use."""
+
+    service: str
+    table: str
+    filters: Mapping[str, Json]
+    """As the user gave them, normalized; plain JSON."""
+    limit: int | None
+    """Items at most."""
+    source: Source
+    exchange: Exchange
+
+    @property
+    def name(self) -> str:
+        """The table's full name, such as ``neuroscout/predictor-events``."""
+        return f"{self.service}/{self.table}"
+
+    def record(self) -> PlanRecord:
+        """What a dataset keeps of the plan."""
+        return PlanRecord(
+            service=self.service,
+            base_url=self.exchange.base_url,
+            table=self.table,
+            filters=self.filters,
+            limit=self.limit,
+            schema_id=schema_id(self.source.schema),
+            version=__version__,
+        )
+
+
+class Journal(Protocol):
+    """Where a run finds and leaves its plan."""
+
+    @property
+    def cursor(self) -> Json:
+        """Where the enumeration goes on."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether there is more to enumerate within the limit."""
+
+    @property
+    def planned(self) -> int:
+        """Items known."""
+
+    @property
+    def ended(self) -> int:
+        """Items that ended before this run."""
+
+    def pending(self) -> Iterator[list[PlannedItem]]:
+        """Items planned earlier that have not ended."""
+
+    def freeze(self, block: Block) -> list[PlannedItem]:
+        """Keep a block; return its items that are within the limit."""
+
+    def add(self, result: ItemResult) -> list[PlannedItem]:
+        """Note a result; return the items that were found in it."""
+
+
+class MemoryJournal:
+    """The journal of a plan that is executed once, for its rows alone."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.cursor: Json = None
+        self.planned = 0
+        self.ended = 0
+        self._left = limit
+        self._complete = False
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether there is more to enumerate within the limit."""
+        return not self._complete and self._left != 0
+
+    def pending(self) -> Iterator[list[PlannedItem]]:
+        """Nothing is left from an earlier run."""
+        return iter(())
+
+    def freeze(self, block: Block) -> list[PlannedItem]:
+        """Number the items of a block."""
+        self.cursor, self._complete = block.cursor, block.cursor is None
+        items = block.items[: self._left]
+        if self._left is not None:
+            self._left -= len(items)
+        return self._number(items, None)
+
+    def add(self, result: ItemResult) -> list[PlannedItem]:
+        """Number the items found in a result."""
+        return self._number(result.follow_up, result.ordinal)
+
+    def _number(self, items: Any, parent: int | None) -> list[PlannedItem]:
+        first = self.planned
+        self.planned += len(items)
+        return [
+            PlannedItem(ordinal=first + n, item=item, parent=parent)
+            for n, item in enumerate(items)
+        ]
+
+
+class Planner:
+    """Drives a source's enumeration: carries its questions to the service."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        interactive: bool = True,
+        observe: Observer = ignore,
+        spool_dir: Path | None = None,
+    ) -> None:
+        self._plan = plan
+        self._interactive = interactive
+        self._observe = observe
+        self._spool_dir = spool_dir
+
+    async def blocks(self, cursor: Json) -> AsyncGenerator[Block]:
+        """Blocks of the plan, from the beginning or after one's cursor."""
+        steps = self._plan.source.enumerate(cursor)
+        answers: tuple[Response, ...] | None = None
+        while True:
+            try:
+                step = steps.send(answers)
+            except StopIteration:
+                return
+            answers = None
+            if isinstance(step, Ask):
+                answers = await self._ask_all(step)
+            else:
+                yield step
+
+    async def _ask_all(self, step: Ask) -> tuple[Response, ...]:
+        answers: dict[int, Response] = {}
+
+        async def ask(place: int) -> None:
+            answer = await self._plan.exchange.ask(
+                step.requests[place],
+                read_whole,
+                interactive=self._interactive,
+                spool_dir=self._spool_dir,
+                observe=self._observe,
+            )
+            answers[place] = answer.value
+
+        async with anyio.create_task_group() as group:
+            for place in range(len(step.requests)):
+                group.start_soon(ask, place)
+        # The server is there: what comes later may take the patience of a long run.
+        self._interactive = False
+        return tuple(answers[place] for place in range(len(step.requests)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What a plan comes to."""
+
+    items: int
+    requests: int
+    """Requests that were needed to know."""
+    kept: tuple[Item, ...] = ()
+
+
+async def survey(plan: Plan, *, keep: bool = False) -> Survey:
+    """Enumerate *plan* without asking for any of its items."""
+    tally = Tally(ignore)
+    journal = MemoryJournal(plan.limit)
+    kept: list[Item] = []
+    with _lone_error_as_itself():
+        async with aclosing(Planner(plan, observe=tally.see).blocks(None)) as blocks:
+            while journal.wants_more and (block := await anext(blocks, None)):
+                items = journal.freeze(block)
+                if keep:
+                    kept += [planned.item for planned in items]
+    return Survey(items=journal.planned, requests=tally.requests, kept=tuple(kept))
+
+
+class Run:
+    """One execution of a plan, as its consumer sees it.
+
+    The consumer takes results from :attr:`results` and settles each with the items that
+    were found in it; the run ends when everything fed has been settled.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        journal: Journal,
+        *,
+        as_records: bool,
+        interactive: bool,
+        observe: Observer,
+        spool_dir: Path | None = None,
+        guard: anyio.Lock | None = None,
+    ) -> None:
+        self._plan = plan
+        self._journal = journal
+        self._as_records = as_records
+        self._interactive = interactive
+        self._observe = observe
+        self._spool_dir = spool_dir
+        self._guard = guard or anyio.Lock()
+        self._follow_ups: deque[PlannedItem] = deque()
+        self._outstanding = 0
+        self._settled = anyio.Event()
+        self._reached = False  # whether the server has answered anything yet
+        self._planner = Planner(plan, observe=observe, spool_dir=spool_dir)
+        self._unreachable = 0
+        self._scope = anyio.CancelScope()
+        self.draining = False
+        # One item ahead for each worker keeps them busy; results queue no further.
+        self.workers = plan.exchange.gate.concurrency + SPARE_WORKERS
+        self._give, self._take = anyio.create_memory_object_stream[PlannedItem](
+            self.workers
+        )
+        self._report, self.results = anyio.create_memory_object_stream[ItemResult](
+            SPARE_WORKERS
+        )
+
+    def settle(self, found: list[PlannedItem]) -> None:
+        """Say that a result has been dealt with; *found* joins the queue."""
+        self._outstanding -= 1
+        self._follow_ups.extend(found)
+        self._settled.set()
+
+    def drain(self) -> None:
+        """Start no further item; those in flight end."""
+        self.draining = True
+        self._settled.set()
+
+    def abandon(self) -> None:
+        """Cancel what is in flight; the results end."""
+        self._scope.cancel()
+
+    async def produce(self) -> None:
+        """Run feeder and workers until the plan has ended."""
+        with self._scope:
+            async with self._report, anyio.create_task_group() as group:
+                group.start_soon(self._feed)
+                for _ in range(self.workers):
+                    group.start_soon(self._work, self._take.clone())
+                self._take.close()
+
+    async def _feed(self) -> None:
+        async with self._give:
+            self._observe(
+                Planned(
+                    items=self._journal.planned,
+                    ended=self._journal.ended,
+                    complete=not self._journal.wants_more,
+                )
+            )
+            await self._feed_pending()
+            await self._feed_enumeration()
+            while not self.draining:
+                while self._follow_ups and not self.draining:
+                    await self._feed_items([self._follow_ups.popleft()])
+                if not self._outstanding:
+                    return
+                self._settled = anyio.Event()
+                await self._settled.wait()
+
+    async def _feed_pending(self) -> None:
+        blocks = self._journal.pending()
+        while not self.draining:
+            async with self._guard:
+                block = await anyio.to_thread.run_sync(next, blocks, None)
+            if block is None:
+                return
+            await self._feed_items(block)
+
+    async def _feed_enumeration(self) -> None:
+        journal = self._journal
+        async with aclosing(self._planner.blocks(journal.cursor)) as blocks:
+            while journal.wants_more and not self.draining:
+                block = await anext(blocks, None)
+                if block is None:
+                    return
+                async with self._guard:
+                    items = await anyio.to_thread.run_sync(journal.freeze, block)
+                self._observe(
+                    Planned(
+                        items=journal.planned,
+                        ended=journal.ended,
+                        complete=not journal.wants_more,
+                    )
+                )
+                await self._feed_items(items)
+
+    async def _feed_items(self, items: list[PlannedItem]) -> None:
+        for item in items:
+            if self.draining:
+                return
+            self._outstanding += 1
+            await self._give.send(item)
+
+    async def _work(self, todo: ObjectReceiveStream[PlannedItem]) -> None:
+        async with todo:
+            async for planned in todo:
+                if not self.draining:
+                    result = await self._perform(planned)
+                    self._observe(
+                        ItemEnded(
+                            key=result.key,
+                            outcome=result.outcome,
+                            rows=result.rows,
+                            bytes=result.bytes,
+                        )
+                    )
+                    await self._report.send(result)
+
+    async def _perform(self, planned: PlannedItem) -> ItemResult:
+        item = planned.item
+        exchange = self._plan.exchange
+        started = time.monotonic()
+        try:
+            answer = await exchange.ask(
+                item.request,
+                self._decoder(item),
+                interactive=self._interactive or not self._reached,
+                spool_dir=self._spool_dir,
+                observe=self._observe,
+            )
+        except AsyncfetchError as error:
+            self._note_failure(error)
+            return ItemResult(
+                ordinal=planned.ordinal,
+                key=item.key,
+                url=exchange.base_url + item.request.target,
+                outcome=(
+                    Outcome.MISSING if isinstance(error, NotFound) else Outcome.FAILED
+                ),
+                http_status=getattr(error, "status", None),
+                attempts=getattr(error, "attempts", 1),
+                elapsed=time.monotonic() - started,
+                fetched_at=datetime.now(UTC),
+                error=error,
+                diagnostics=(code,) if (code := getattr(error, "code", "")) else (),
+            )
+        self._reached, self._unreachable = True, 0
+        value, response = answer.value, answer.response
+        common: dict[str, Any] = {
+            "ordinal": planned.ordinal,
+            "key": item.key,
+            "url": response.url,
+            "outcome": Outcome.OK,
+            "http_status": response.status,
+            "bytes": response.body.size,
+            "sha256": response.body.sha256,
+            "etag": response.headers.get("ETag"),
+            "last_modified": response.headers.get("Last-Modified"),
+            "attempts": answer.attempts,
+            "elapsed": answer.elapsed,
+            "fetched_at": datetime.now(UTC),
+        }
+        if isinstance(value, list):
+            return ItemResult(records=value, **common)
+        return ItemResult(
+            batches=value.batches,
+            follow_up=value.follow_up,
+            diagnostics=value.diagnostics,
+            detail=value.detail,
+            **common,
+        )
+
+    def _decoder(
+        self, item: Item
+    ) -> Callable[[Iterator[bytes], Response], Decoded | list[Any]]:
+        source = self._plan.source
+        if self._as_records:
+            return lambda chunks, _response: source.records(item, chunks)
+        return lambda chunks, _response: source.decode(item, chunks)
+
+    def _note_failure(self, error: AsyncfetchError) -> None:
+        if getattr(error, "is_fatal", False):
+            raise error
+        if not isinstance(error, TransportError):
+            self._reached, self._unreachable = True, 0
+            return
+        if not self._reached:
+            raise error
+        self._unreachable += 1
+        if self._unreachable >= UNREACHABLE:
+            raise TransportError(
+                f"{self._plan.exchange.host} could not be reached for {UNREACHABLE} "
+                f"items in a row, last: {error}; run again when it is back"
+            ) from error
+
+
+@contextmanager
+def _lone_error_as_itself() -> Iterator[None]:
+    """Let an error that is alone in a group leave as itself."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        ours = [leaf for leaf in leaves if isinstance(leaf, AsyncfetchError)]
+        if len(leaves) == 1 or (ours and len(ours) == len(leaves)):
+            raise (ours or leaves)[0] from (ours or leaves)[0].__cause__
+        raise
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+@asynccontextmanager
+async def _producing(run: Run) -> AsyncGenerator[TaskGroup]:
+    """Run *run* beside the body; leaving the body cancels what is in flight."""
+    with _lone_error_as_itself():
+        async with run.results, anyio.create_task_group() as group:
+            group.start_soon(run.produce)
+            yield group
+            # Before the stream closes: a blocked worker sees cancellation, not a
+            # broken stream.
+            group.cancel_scope.cancel()
+
+
+async def collect(
+    plan: Plan,
+    *,
+    as_records: bool,
+    limit: int | None = None,
+    observe: Observer = ignore,
+) -> list[ItemResult]:
+    """Results of a plan in its order; *limit* rows are enough.
+
+    Raises
+    ------
+    ItemError
+        At the first item that failed; its ``report`` has the counts so far.
+    """
+    journal = MemoryJournal(plan.limit)
+    tally = Tally(observe)
+    run = Run(plan, journal, as_records=as_records, interactive=True, observe=tally.see)
+    if limit is not None:
+        run.workers = 1  # ask for no more than is wanted
+    done: dict[int, ItemResult] = {}
+    taken: set[Any] = set()
+    rows = first_open = 0
+    async with _producing(run):
+        async for result in run.results:
+            if result.outcome is Outcome.FAILED:
+                raise item_error(result, tally.report(plan))
+            if plan.source.row_key is not None:
+                result = without_taken_keys(result, plan.source.row_key, taken)  # noqa: PLW2901
+            done[result.ordinal] = result
+            run.settle(journal.add(result))
+            while first_open in done:
+                rows += done[first_open].rows
+                first_open += 1
+            if limit is not None and rows >= limit:
+                break
+        else:
+            if plan.limit is None:
+                note_shortfall(plan, rows, [done[n].detail for n in sorted(done)])
+    return [done[n] for n in sorted(done)]
+
+
+class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
+    """Record batches of a plan, in order of completion; batches of an item together.
+
+    Attributes
+    ----------
+    failed
+        The items that failed, with ``on_error="report"``.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        plan: Plan,
+        journal: MemoryJournal,
+        tally: Tally,
+        on_error: Literal["raise", "report"],
+    ) -> None:
+        self._run = run
+        self._plan = plan
+        self._journal = journal
+        self._tally = tally
+        self._on_error = on_error
+        self._taken: set[Any] = set()
+        self._ready: deque[pa.RecordBatch] = deque()
+        self.failed: list[FailedItem] = []
+
+    def report(self) -> Report:
+        """What the stream has come to so far."""
+        return self._tally.report(self._plan, self.failed)
+
+    async def receive(self) -> pa.RecordBatch:
+        """Next batch; its schema's metadata names the item.
+
+        Raises
+        ------
+        ItemError
+            The next item failed. Iteration may go on after it.
+        anyio.EndOfStream
+            There are no more.
+        """
+        while not self._ready:
+            result = await self._run.results.receive()
+            key = self._plan.source.row_key
+            if key is not None:
+                result = without_taken_keys(result, key, self._taken)
+            self._run.settle(self._journal.add(result))
+            if result.outcome is Outcome.FAILED:
+                self.failed.append(failed_item(result))
+                if self._on_error == "raise":
+                    raise item_error(result, self.report())
+            named = self._plan.source.schema.with_metadata(
+                {**(self._plan.source.schema.metadata or {}), KEY: result.key}
+            )
+            self._ready.extend(
+                as_schema(batch, named) for batch in result.batches if batch.num_rows
+            )
+        return self._ready.popleft()
+
+    async def aclose(self) -> None:
+        """Stop: cancels what is in flight."""
+        self._run.abandon()
+        await self._run.results.aclose()
+
+
+KEY = b"asyncfetch.key"
+
+
+@asynccontextmanager
+async def open_stream(
+    plan: Plan,
+    *,
+    on_error: Literal["raise", "report"] = "raise",
+    observe: Observer = ignore,
+) -> AsyncGenerator[BatchStream]:
+    """Stream of the record batches of *plan*, in constant memory."""
+    journal = MemoryJournal(plan.limit)
+    tally = Tally(observe)
+    run = Run(plan, journal, as_records=False, interactive=False, observe=tally.see)
+    async with _producing(run):
+        yield BatchStream(run, plan, journal, tally, on_error)
+
+
+async def download(
+    plan: Plan,
+    dest: str | Path,
+    *,
+    only: frozenset[int] | None = None,
+    progress: bool = False,
+    observe: Observer | None = None,
+    stop: anyio.Event | None = None,
+    drain_seconds: float = 30.0,
+    commit_seconds: float = 30.0,
+) -> Report:
+    """Fill the dataset at *dest* with the rows of *plan*; go on where one stopped.
+
+    Parameters
+    ----------
+    dest
+        A directory; made if it is not there.
+    only
+        Ordinals of the items to ask for, of those that have failed or are missing;
+        nothing else is asked then. By default everything that is not there, and
+        what failed in an earlier run.
+    progress
+        Show a progress bar on standard error.
+    observe
+        Called with every event, in the event loop.
+    stop
+        When it is set, no further item is started; those in flight end within
+        *drain_seconds*, and everything that ended is committed.
+    commit_seconds
+        Rows are committed at least this often, or every 50th part of the run's age
+        when that is longer (10 minutes at most).
+
+    Raises
+    ------
+    DatasetError
+        *dest* holds another plan, or another writer is at work there.
+    AsyncfetchError
+        The run could not go on. What had ended by then is committed. The same holds
+        when the call is cancelled.
+    """
+    if progress:
+        from asyncfetch._progress import Progress  # noqa: PLC0415 - rich, when shown
+
+        bar = Progress(plan.name)
+        with bar:
+            return await download(
+                plan,
+                dest,
+                only=only,
+                observe=_both(bar, observe),
+                stop=stop,
+                drain_seconds=drain_seconds,
+                commit_seconds=commit_seconds,
+            )
+    source = plan.source
+    writer = await anyio.to_thread.run_sync(
+        lambda: Writer.open(
+            dest,
+            plan.record(),
+            source.schema,
+            row_key=source.row_key,
+            seal_seconds=commit_seconds,
+        )
+    )
+    tally = Tally(observe or ignore)
+    try:
+        download_ = _Download(plan, writer, tally, only)
+        try:
+            await download_.run(stop, drain_seconds)
+        except BaseException as error:
+            if not _is_of_the_disk(error):
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(writer.seal)
+            raise
+        with anyio.CancelScope(shield=True):
+            report = await anyio.to_thread.run_sync(download_.finish)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(writer.close)
+    return report
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    """Whether the disk or the dataset itself failed: no more can be written then."""
+    if isinstance(error, AsyncfetchError):
+        return isinstance(error, DatasetError)
+    return isinstance(error, OSError)
+
+
+class _Download:
+    """The consumer that writes: results into the writer, parts sealed in time."""
+
+    def __init__(
+        self, plan: Plan, writer: Writer, tally: Tally, only: frozenset[int] | None
+    ) -> None:
+        self._plan = plan
+        self._writer = writer
+        self._tally = tally
+        # The writer is called by one at a time: feeder, consumer and heartbeat.
+        self._guard = anyio.Lock()
+        self._run = Run(
+            plan,
+            _WriterJournal(writer, only),
+            as_records=False,
+            interactive=False,
+            observe=tally.see,
+            spool_dir=writer.spool_dir,
+            guard=self._guard,
+        )
+
+    async def run(self, stop: anyio.Event | None, drain_seconds: float) -> None:
+        writer, results = self._writer, self._run.results
+        async with _producing(self._run) as group:
+            group.start_soon(self._beat)
+            if stop is not None:
+                group.start_soon(self._drain_on, stop, drain_seconds)
+            while True:
+                try:
+                    result = results.receive_nowait()
+                except anyio.WouldBlock:
+                    due = writer.seal_due()
+                    with anyio.move_on_after(due) as waiting:
+                        try:
+                            result = await results.receive()
+                        except anyio.EndOfStream:
+                            break
+                    if waiting.cancelled_caught:
+                        await self._seal()
+                        continue
+                except anyio.EndOfStream:
+                    break
+                async with self._guard:
+                    found = writer.add(result)
+                self._run.settle(found)
+                if writer.wants_flush:
+                    await self._on_disk(writer.flush)
+                due = writer.seal_due()
+                if due is not None and due <= 0:
+                    await self._seal()
+
+    async def _seal(self) -> None:
+        sealed = await self._on_disk(self._writer.seal)
+        if sealed is not None:
+            self._tally.see(Committed(items=sealed[0], rows=sealed[1]))
+
+    async def _on_disk(self, call: Callable[[], T]) -> T:
+        async with self._guard:
+            return await anyio.to_thread.run_sync(call)
+
+    async def _beat(self) -> None:
+        while True:
+            await anyio.sleep(HEARTBEAT)
+            await self._on_disk(self._writer.heartbeat)
+
+    async def _drain_on(self, stop: anyio.Event, seconds: float) -> None:
+        await stop.wait()
+        self._run.drain()
+        await anyio.sleep(seconds)
+        self._run.abandon()
+
+    def finish(self) -> Report:
+        """Commit the rest, write the run's report and return it."""
+        writer, plan = self._writer, self._plan
+        sealed = writer.seal()
+        if sealed is not None:
+            self._tally.see(Committed(items=sealed[0], rows=sealed[1]))
+        counts = writer.counts()
+        pending = writer.planned - sum(counts.values())
+        shortfall = None
+        if plan.limit is None and not pending and not writer.wants_more:
+            shortfall = note_shortfall(plan, writer.rows, writer.details())
+        report = self._tally.report(
+            plan,
+            writer.failed(),
+            items=counts,
+            rows=writer.rows,
+            parts=writer.parts,
+            pending=pending,
+            shortfall=shortfall,
+        )
+        writer.finish(asdict(report))
+        logger.info("%s: %s items, %s rows", plan.name, report.items, report.rows)
+        return report
+
+
+@dataclass(slots=True)
+class _WriterJournal:
+    """The journal that lies in a dataset."""
+
+    writer: Writer
+    only: frozenset[int] | None
+
+    @property
+    def cursor(self) -> Json:
+        return self.writer.cursor
+
+    @property
+    def wants_more(self) -> bool:
+        return self.only is None and self.writer.wants_more
+
+    @property
+    def planned(self) -> int:
+        return self.writer.planned
+
+    @property
+    def ended(self) -> int:
+        return self.writer.ended
+
+    def pending(self) -> Iterator[list[PlannedItem]]:
+        return self.writer.pending(only=self.only)
+
+    def freeze(self, block: Block) -> list[PlannedItem]:
+        return self.writer.freeze(block)
+
+    def add(self, result: ItemResult) -> list[PlannedItem]:
+        return self.writer.add(result)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts events on their way to an observer."""
+
+    observe: Observer
+    started: float = field(default_factory=time.monotonic)
+    requests: int = 0
+    retries: int = 0
+    bytes: int = 0
+    rows: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+    def see(self, event: Event, /) -> None:
+        """Count *event* and pass it on."""
+        if isinstance(event, RequestSent):
+            self.requests += 1
+            logger.debug("%s %s", event.method, event.url)
+        elif isinstance(event, Retrying):
+            self.retries += 1
+            logger.debug("attempt %d of %s: %s", event.attempt, event.url, event.error)
+        elif isinstance(event, ItemEnded):
+            self.bytes += event.bytes
+            self.rows += event.rows
+            self.outcomes[event.outcome.value] += 1
+        self.observe(event)
+
+    def report(
+        self, plan: Plan, failed: list[FailedItem] | None = None, **more: Any
+    ) -> Report:
+        """What has been counted; *more* overrides fields of the report."""
+        fields = {
+            "items": dict(self.outcomes),
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "requests": self.requests,
+            "retries": self.retries,
+            "seconds": round(time.monotonic() - self.started, 3),
+            "parts": 0,
+            "gate": plan.exchange.gate.statistics(),
+            "failed": tuple((failed or [])[:100]),
+        }
+        return Report(**{**fields, **more})
+
+
+def failed_item(result: ItemResult) -> FailedItem:
+    """The line of a report for a result that failed."""
+    return FailedItem(
+        key=result.key,
+        url=result.url,
+        error_class=type(result.error).__name__,
+        error=str(result.error),
+    )
+
+
+def item_error(result: ItemResult, report: Report) -> ItemError:
+    """The error for a result that failed."""
+    return ItemError(
+        f"{result.key}: {type(result.error).__name__}: {result.error}",
+        key=result.key,
+        cause=result.error,
+        report=report,
+    )
+
+
+def note_shortfall(plan: Plan, rows: int, details: Any) -> str | None:
+    """Log and return one line if the service promised more rows than came."""
+    shortfall = plan.source.shortfall(rows, details)
+    if shortfall is not None:
+        logger.warning("%s: %s", plan.name, shortfall)
+    return shortfall
+
+
+def _both(first: Observer, second: Observer | None) -> Observer:
+    if second is None:
+        return first
+
+    def see(event: Event, /) -> None:
+        first(event)
+        second(event)
+
+    return see
