@@ -1,0 +1,515 @@
+"""What a table is, and its three verbs, written once for every service.
+
+A service module describes its tables (:class:`Description`) and derives its client from
+:class:`Client`; verbs, command line, resuming, progress and limits come from here and
+from the engine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
+
+import pyarrow as pa
+
+from asyncfetch import _engine
+from asyncfetch._decode import JSON, as_schema
+from asyncfetch._exchange import Exchange
+from asyncfetch._model import (
+    Block,
+    Decoded,
+    Enumeration,
+    Item,
+    Json,
+    Limits,
+    Request,
+    Source,
+)
+from asyncfetch.errors import ConfigurationError, NotFound
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OutputType = Literal["json", "df", "arrow"]
+
+
+def column(
+    name: str,
+    kind: pa.DataType,
+    doc: str = "",
+    *,
+    unit: str | None = None,
+    nullable: bool = True,
+) -> pa.Field:
+    """A field of a table's schema with its meaning and unit as metadata."""
+    metadata = {"doc": doc} if doc else {}
+    if unit is not None:
+        metadata["unit"] = unit
+    return pa.field(name, kind, nullable=nullable, metadata=metadata or None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """A named argument that narrows a table."""
+
+    name: str
+    kind: type
+    """``int``, ``float``, ``str`` or ``bool``."""
+    many: bool = False
+    """Whether a list is taken: rows that match any of its members."""
+    doc: str = ""
+    alias: str | None = None
+    """Another name for the same filter."""
+
+    def parse(self, text: str) -> Json:
+        """The value that *text* of a command line names; a comma splits a list."""
+        if self.many:
+            return [self._one(part) for part in text.split(",")]
+        one: Json = self._one(text)
+        return one
+
+    def check(self, value: Any) -> Json:
+        """*value* as plain JSON.
+
+        Raises
+        ------
+        ConfigurationError
+            It is of another type.
+        """
+        if self.many:
+            return list(dict.fromkeys(self._one(one) for one in _members(value)))
+        members = _members(value)
+        if len(members) != 1:
+            raise ConfigurationError(
+                f"expected one {self.kind.__name__} for {self.name}, "
+                f"got {len(members)}: ask once for each"
+            )
+        one: Json = self._one(members[0])
+        return one
+
+    def _one(self, value: Any) -> Any:  # int, float, str or bool
+        value = value.item() if hasattr(value, "item") else value
+        kind = self.kind
+        if isinstance(value, str) and kind is not str:
+            value = _from_text(value.strip(), kind)
+        if kind is float and type(value) is int:
+            value = float(value)
+        if kind is str and type(value) is int:
+            value = str(value)  # subject=1 means the text "1"
+        if kind is int and type(value) is float and value.is_integer():
+            value = int(value)  # a column of a DataFrame with gaps
+        if type(value) is not kind:
+            raise ConfigurationError(
+                f"expected {kind.__name__} for {self.name}, got {value!r}"
+            )
+        return value
+
+
+def _from_text(text: str, kind: type) -> Any:
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(
+            text.lower(), text
+        )
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _members(value: Any) -> list[Any]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return [value]
+    return list(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a table offers and how it is fetched."""
+
+    name: str
+    """As on the command line, with hyphens."""
+    summary: str
+    item: str
+    """What one item is, in the plural: ``pages of up to 500 neurons``."""
+    item_bytes: int = 100_000
+    """What an item takes as sent, roughly, for estimates."""
+    filters: tuple[Filter, ...]
+    schema: pa.Schema
+    source: Callable[[Mapping[str, Json]], Source]
+    """From checked filters to what the engine runs."""
+    one: Callable[[Any], Request] | None = None
+    """The request for one record by its positional id, where there is such."""
+    row_key: str | None = None
+
+    def check(self, filters: Mapping[str, Any]) -> dict[str, Json]:
+        """Filters under their proper names as plain JSON, sorted by name.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such filter, or its value is of another type.
+        """
+        known = {f.name: f for f in self.filters}
+        known |= {f.alias: f for f in self.filters if f.alias is not None}
+        checked: dict[str, Json] = {}
+        for name, value in filters.items():
+            found = known.get(name.replace("-", "_"))
+            if found is None:
+                raise ConfigurationError(
+                    f"{self.name} has no filter {name!r}{close(name, known)}; "
+                    f"it has {', '.join(sorted(f.name for f in self.filters))}"
+                )
+            if value is not None:
+                if found.name in checked:
+                    raise ConfigurationError(f"{name} and {found.name} are the same")
+                checked[found.name] = found.check(value)
+        return dict(sorted(checked.items()))
+
+
+def close(name: str, known: Iterable[str]) -> str:
+    """A hint at the names nearest to one that is not known."""
+    matches = difflib.get_close_matches(name, list(known), n=3)
+    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The source for an empty list of wanted things: no rows, and no request."""
+
+    of: Source
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the rows that do not come."""
+        return self.of.schema
+
+    @property
+    def row_key(self) -> str | None:
+        """As for the table."""
+        return self.of.row_key
+
+    def enumerate(self, _cursor: Json) -> Enumeration:
+        """No items."""
+        yield Block(())
+
+    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
+        """Never called."""
+        return self.of.decode(item, chunks)
+
+    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
+        """Never called."""
+        return self.of.records(item, chunks)
+
+    def shortfall(
+        self, _rows: int, _details: Iterable[Mapping[str, Any]]
+    ) -> str | None:
+        """Nothing is missing of nothing."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _One:
+    """The source for one record by its id."""
+
+    of: Source
+    request: Request
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.of.schema
+
+    @property
+    def row_key(self) -> None:
+        return None
+
+    def enumerate(self, _cursor: Json) -> Enumeration:
+        yield Block((Item(key="one", request=self.request, context={"one": True}),))
+
+    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
+        return self.of.decode(item, chunks)
+
+    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
+        return self.of.records(item, chunks)
+
+    def shortfall(
+        self, _rows: int, _details: Iterable[Mapping[str, Any]]
+    ) -> str | None:
+        return None
+
+
+class Table:
+    """A table of a service, with its three verbs."""
+
+    def __init__(self, client: Client, description: Description) -> None:
+        self._client = client
+        self.description = description
+
+    def __repr__(self) -> str:
+        return f"<{self._client.service}/{self.description.name}>"
+
+    @overload
+    async def get(
+        self,
+        id: Any = ...,
+        /,
+        *,
+        output_type: Literal["json"] = ...,
+        limit: int | None = ...,
+        **filters: Any,
+    ) -> Any: ...
+
+    @overload
+    async def get(
+        self,
+        id: Any = ...,
+        /,
+        *,
+        output_type: Literal["df"],
+        limit: int | None = ...,
+        **filters: Any,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    async def get(
+        self,
+        id: Any = ...,
+        /,
+        *,
+        output_type: Literal["arrow"],
+        limit: int | None = ...,
+        **filters: Any,
+    ) -> pa.Table: ...
+
+    async def get(
+        self,
+        id: Any = None,  # noqa: A002 - the service's own word
+        /,
+        *,
+        output_type: OutputType = "json",
+        limit: int | None = None,
+        **filters: Any,
+    ) -> Any:
+        """Rows that match *filters*, in plan order.
+
+        Parameters
+        ----------
+        id
+            One record by its id, instead of filters.
+        output_type
+            ``json``: the records as the service sent them, a list of dicts (one dict
+            for an id). ``df``: a pandas DataFrame. ``arrow``: a pyarrow Table.
+        limit
+            Rows at most.
+
+        Raises
+        ------
+        NotFound
+            There is no record with that id, or no such name.
+        ItemError
+            A request failed for good.
+        """
+        if output_type not in {"json", "df", "arrow"}:
+            raise ConfigurationError(
+                f"expected output_type json, df or arrow, got {output_type!r}"
+            )
+        if limit is not None and limit < 0:
+            raise ConfigurationError(f"expected limit of 0 or more, got {limit}")
+        plan = (
+            self._plan_of_one(id, filters) if id is not None else self.plan(**filters)
+        )
+        results = await _engine.collect(
+            plan, as_records=output_type == "json", limit=limit
+        )
+        if id is not None and all(result.outcome == "missing" for result in results):
+            raise NotFound(
+                f"{self._client.service} has no {self.description.name} {id!r}"
+            )
+        if output_type == "json":
+            records = [row for result in results for row in result.records or []]
+            return records[0] if id is not None else records[:limit]
+        schema = self.description.schema
+        table = pa.Table.from_batches(
+            [
+                as_schema(batch, schema)
+                for result in results
+                for batch in result.batches
+            ],
+            schema=schema,
+        )
+        table = table if limit is None else table.slice(0, limit)
+        return to_pandas(table) if output_type == "df" else table
+
+    def stream(
+        self, *, on_error: Literal["raise", "report"] = "raise", **filters: Any
+    ) -> AbstractAsyncContextManager[_engine.BatchStream]:
+        """Context manager with a stream of record batches, in constant memory.
+
+        Batches of one item come together, items in order of completion;
+        ``batch.schema.metadata[b"asyncfetch.key"]`` names the item. A failed item
+        raises :class:`~asyncfetch.errors.ItemError` where the loop stands, or is
+        collected in ``failed`` with ``on_error="report"``. Leaving the block closes
+        what is in flight.
+        """
+        return _engine.open_stream(self.plan(**filters), on_error=on_error)
+
+    def plan(self, *, limit: int | None = None, **filters: Any) -> _engine.Plan:
+        """The items that *filters* come to, at most *limit*; asks nothing yet."""
+        if limit is not None and limit < 0:
+            raise ConfigurationError(f"expected limit of 0 or more, got {limit}")
+        checked = self.description.check(filters)
+        source = self.description.source(checked)
+        return _engine.Plan(
+            service=self._client.service,
+            table=self.description.name,
+            filters=checked,
+            limit=limit,
+            source=Nothing(source) if [] in checked.values() else source,
+            exchange=self._client.exchange,
+        )
+
+    def _plan_of_one(self, key: Any, filters: Mapping[str, Any]) -> _engine.Plan:
+        if filters:
+            raise ConfigurationError(
+                f"expected an id or filters, got {key!r} and {', '.join(filters)}"
+            )
+        if self.description.one is None:
+            raise ConfigurationError(
+                f"{self.description.name} has no records by id; use its filters: "
+                + ", ".join(f.name for f in self.description.filters)
+            )
+        return _engine.Plan(
+            service=self._client.service,
+            table=self.description.name,
+            filters={},
+            limit=None,
+            source=_One(self.description.source({}), self.description.one(key)),
+            exchange=self._client.exchange,
+        )
+
+
+def to_pandas(table: pa.Table) -> pd.DataFrame:
+    """A DataFrame with nullable integers as integers and JSON columns as objects."""
+    import pandas as pd  # noqa: PLC0415 - slow to import, not needed for json
+
+    columns = {}
+    for field, values in zip(table.schema, table.columns, strict=True):
+        if field.type == JSON:
+            columns[field.name] = pd.Series(
+                [
+                    None if text is None else json.loads(text)
+                    for text in values.cast(pa.string()).to_pylist()
+                ],
+                dtype=object,
+            )
+        elif pa.types.is_integer(field.type) and field.nullable:
+            dtype = {32: pd.Int32Dtype(), 64: pd.Int64Dtype()}[field.type.bit_width]
+            columns[field.name] = values.to_pandas(types_mapper=lambda _: dtype)  # noqa: B023
+        else:
+            columns[field.name] = values.to_pandas()
+    return pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
+
+
+class Client:
+    """One web API: its tables, and the connections to it.
+
+    Constructed without an event loop; opens at the first request, closes by
+    ``async with`` or :meth:`aclose`, in any task.
+
+    Parameters
+    ----------
+    base_url
+        Where the service is; a mirror or a test server of one's own.
+    limits
+        How hard it may be asked. The defaults are the service's own.
+    timeout
+        Seconds without a byte of progress that end an attempt.
+    item_timeout
+        Seconds that an item may take with all its attempts and waits.
+    user_agent
+        Replaces ``asyncfetch/<version>``.
+    contact
+        A mail address or page that the service's operators may turn to.
+    proxy
+        Replaces the environment's proxy.
+    ca_file
+        A file of certificates to trust in place of the system's.
+    tls_compat
+        ``no-dhe`` or ``seclevel1``, for this host only: for servers whose key exchange
+        is too weak for OpenSSL's defaults. Certificates are verified all the same.
+    """
+
+    service: ClassVar[str]
+    default_url: ClassVar[str]
+    default_limits: ClassVar[Limits]
+    limits_source: ClassVar[str]
+    """Where the default limits come from."""
+    descriptions: ClassVar[tuple[Description, ...]]
+
+    def __init__(
+        self,
+        *,
+        base_url: str | None = None,
+        limits: Limits | None = None,
+        timeout: float = 60.0,
+        item_timeout: float = 1800.0,
+        user_agent: str | None = None,
+        contact: str | None = None,
+        proxy: str | None = None,
+        ca_file: str | None = None,
+        tls_compat: Literal["no-dhe", "seclevel1"] | None = None,
+    ) -> None:
+        if tls_compat not in {None, "no-dhe", "seclevel1"}:
+            raise ConfigurationError(
+                f"expected tls_compat no-dhe or seclevel1, got {tls_compat!r}"
+            )
+        self.exchange = Exchange(
+            base_url or self.default_url,
+            default=self.default_limits,
+            limits=limits or Limits(),
+            timeout=timeout,
+            item_timeout=item_timeout,
+            user_agent=user_agent,
+            contact=contact,
+            proxy=proxy,
+            ca_file=ca_file,
+            tls_compat=tls_compat,
+        )
+        self._tables = {
+            description.name: Table(self, description)
+            for description in self.descriptions
+        }
+        for name, table in self._tables.items():
+            setattr(self, name.replace("-", "_"), table)
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """A client set up by the environment: ``ASYNCFETCH_<SERVICE>_URL``."""
+        url = os.environ.get(f"ASYNCFETCH_{cls.service.upper()}_URL")
+        if url:
+            options.setdefault("base_url", url)
+        return cls(**options)
+
+    def table(self, name: str) -> Table:
+        """The table called *name*, with hyphens or underscores."""
+        try:
+            return self._tables[name.replace("_", "-")]
+        except KeyError:
+            raise ConfigurationError(
+                f"{self.service} has no table {name!r}{close(name, self._tables)}; "
+                f"it has {', '.join(self._tables)}"
+            ) from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. The client may be used again afterwards."""
+        await self.exchange.aclose()
