@@ -1,0 +1,319 @@
+"""Neuroscout: names resolved right, in few round trips; events complete and typed."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import asyncfetch
+from asyncfetch import testing
+from asyncfetch._model import Item, Request
+from asyncfetch.services import neuroscout
+from asyncfetch.testing import Fault
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def archive():
+    async with testing.serve(scale=0.05) as archive:
+        yield archive
+
+
+@pytest.fixture
+async def api(archive):
+    async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
+        yield api
+
+
+def targets(archive):
+    return [one.target.removeprefix("/neuroscout/api") for one in archive.log]
+
+
+async def test_the_tutorial_of_the_existing_client_runs(api):
+    (dataset,) = await api.datasets.get(name="SherlockMerlin")
+    assert dataset["long_description"].startswith(
+        "This dataset includes the data of 18"
+    )
+    run = (await api.runs.get(dataset_id=5))[0]
+    assert run["dataset_id"] == 5
+    assert (await api.runs.get(1428))["duration"] == 1453.5
+    runs = await api.runs.get(
+        dataset_name="NaturalisticNeuroimagingDatabase", task_name="500daysofsummer"
+    )
+    assert 1581 in [one["id"] for one in runs]
+    names = [one["name"] for one in await api.predictors.get(run_id=1581)]
+    assert "sharpness" in names
+    same = await api.predictors.get(
+        dataset_name="NaturalisticNeuroimagingDatabase", task_name="500daysofsummer"
+    )
+    assert {"sharpness", "tool"} <= {one["name"] for one in same}
+    first = (await api.predictor_events.get(predictor_id=40254, run_id=1581))[:2]
+    assert first == [
+        {
+            "duration": 1.0,
+            "onset": onset,
+            "predictor_id": 40254,
+            "run_id": 1581,
+            "value": value,
+        }
+        for onset, value in ((0.0, "0.03137254901960784"), (1.0, "0.0196078431372549"))
+    ]
+    frame = await api.predictor_events.get(
+        predictor_name="speech",
+        dataset_name="Sherlock_Merlin",
+        task_name="MerlinMovie",
+        output_type="df",
+    )
+    assert set(frame["predictor_id"]) == {12725}
+    assert (frame["subject"][frame["run_id"] == 134] == "36").all()
+    assert set(frame["task_name"]) == {"MerlinMovie"}
+
+
+async def test_events_by_name_take_three_round_trips(archive, api):
+    await api.predictor_events.get(
+        predictor_name="speech", dataset_name="SherlockMerlin"
+    )
+    asked = targets(archive)
+    assert sorted(asked[:2]) == ["/datasets", "/predictors?name=speech&newest=false"]
+    assert asked[2] == "/runs?dataset_id=5"
+    assert all(one.startswith("/predictor-events?") for one in asked[3:])
+
+
+async def test_ids_are_ascending_and_urls_are_short_enough(archive, api):
+    await api.predictor_events.get(dataset_name="SherlockMerlin", limit=1)
+    for target in targets(archive):
+        assert len("/api" + target) <= 4081
+        if target.startswith("/predictor-events?"):
+            ids = target.split("run_id=")[1].split(",")
+            assert ids == sorted(ids, key=int)
+
+
+@given(
+    ids=st.sets(st.integers(1, 10**6), max_size=2000),
+    durations=st.lists(st.none() | st.floats(1, 10**5), min_size=1),
+)
+def test_batches_of_runs_cover_every_run_once_within_the_bounds(ids, durations):
+    ids = sorted(ids)
+    runs = [
+        [one] + [None] * 7 + [durations[n % len(durations)]]
+        for n, one in enumerate(ids)
+    ]
+    batches = list(neuroscout._run_batches(runs))
+    assert [run[0] for batch in batches for run in batch] == ids
+    for batch in batches:
+        state = {"picks": [[10**6, "p", None]], "runs": batch}
+        (item,) = neuroscout._event_items(state)
+        assert len(item.request.target) <= neuroscout.MAX_TARGET
+        rows = sum(run[8] or neuroscout.RUN_DURATION for run in batch)
+        assert rows <= neuroscout.ROWS_PER_ITEM or len(batch) == 1
+
+
+async def test_a_whole_dataset_without_names_is_complete(archive, api):
+    table = await api.predictor_events.get(
+        dataset_name="SherlockMerlin", output_type="arrow"
+    )
+    public = archive.truth.predictors(dataset_id=5, private=False)
+    runs = {one["id"] for one in archive.truth.runs(dataset_id=5)}
+    newest = {}
+    for one in public:
+        newest[one["name"]] = max(one["id"], newest.get(one["name"], 0))
+    assert table.num_rows == archive.truth.count_events(newest.values(), runs)
+
+
+async def test_run_filters_narrow_to_their_runs(archive, api):
+    runs = archive.truth.runs(dataset_id=5)
+    subject = runs[0]["subject"]
+    table = await api.predictor_events.get(
+        predictor_name="speech",
+        dataset_name="SherlockMerlin",
+        subject=subject,
+        output_type="arrow",
+    )
+    assert set(table["subject"].to_pylist()) == {subject}
+    wanted = {one["id"] for one in runs if one["subject"] == subject}
+    assert set(table["run_id"].to_pylist()) <= wanted
+    both = await api.runs.get(dataset_id=5, run_id=[runs[0]["id"], 10**8])
+    assert [one["id"] for one in both] == [runs[0]["id"]]
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        (
+            {"dataset_name": "SherlokMerlin", "predictor_name": "speech"},
+            "SherlockMerlin",
+        ),
+        ({"dataset_name": "SherlockMerlin", "task_name": "Merlin"}, "MerlinMovie"),
+        (
+            {"dataset_name": "SherlockMerlin", "predictor_name": ["speech", "speach"]},
+            "no predictor 'speach'.*speech",
+        ),
+        ({"predictor_name": "no such predictor"}, "no public predictor"),
+    ],
+)
+async def test_a_name_that_is_not_there_is_said_with_the_nearest(api, filters, message):
+    with pytest.raises(asyncfetch.NotFound, match=message):
+        await api.predictor_events.get(**filters)
+
+
+async def test_a_predictor_of_several_datasets_needs_one_named(api):
+    with pytest.raises(asyncfetch.ConfigurationError, match="pass dataset_name"):
+        await api.predictor_events.get(predictor_name="speech")
+
+
+async def test_nothing_to_narrow_by_is_refused(archive, api):
+    with pytest.raises(asyncfetch.ConfigurationError, match="at least one of"):
+        await api.predictor_events.get()
+    assert not archive.log
+
+
+async def test_a_private_upload_does_not_hide_a_public_predictor(archive, api):
+    public = archive.truth.predictors(private=False)
+    for hidden in archive.truth.predictors(private=True):
+        same = [
+            one
+            for one in public
+            if one["name"] == hidden["name"]
+            and one["dataset_id"] == hidden["dataset_id"]
+            and one["id"] < hidden["id"]
+        ]
+        if same:
+            break
+    else:
+        pytest.fail("the archive has no private upload that hides a public name")
+    names = {d["id"]: d["name"] for d in archive.truth.datasets()}
+    table = await api.predictor_events.get(
+        predictor_name=hidden["name"],
+        dataset_name=names[hidden["dataset_id"]],
+        output_type="arrow",
+    )
+    assert set(table["predictor_id"].to_pylist()) == {max(one["id"] for one in same)}
+
+
+async def test_html_under_200_is_a_failure_and_not_an_empty_list(archive, api):
+    archive.script(
+        "/datasets", [Fault(body=b"<!doctype html><p>x", framing="length")] * 9
+    )
+    with pytest.raises(asyncfetch.ItemError) as caught:
+        await api.datasets.get()
+    assert isinstance(caught.value.cause, asyncfetch.IntegrityError)
+
+
+RUNS = [
+    [n, f"{n:02}", None, n if n > 1 else None, None, 4, "Task", "Set", 100.0]
+    for n in (1, 2, 3)
+]
+
+
+def decode(events, *, raw=None):
+    source = neuroscout._Events(filters={})
+    item = Item(
+        key="k",
+        request=Request(target="/x"),
+        context={"predictor": [7, "speech"], "runs": RUNS},
+    )
+    data = (
+        raw if raw is not None else json.dumps(events, separators=(",", ":")).encode()
+    )
+    decoded = source.decode(item, iter([data]))
+    table = pa.Table.from_batches(decoded.batches)
+    return decoded, table.cast(neuroscout._EVENTS) if events else table
+
+
+def event(run, onset, value, **more):
+    return {
+        "onset": onset,
+        "duration": 1.0,
+        "value": value,
+        "run_id": run,
+        "predictor_id": 7,
+        **more,
+    }
+
+
+def test_events_decode_to_the_columns_in_their_order_and_types():
+    decoded, table = decode(
+        [
+            event(3, 2.0, "n/a"),
+            event(1, 5.0, "0.5", duration=None),
+            event(3, 1.0, "+1e3", stimulus_id=9),
+            event(1, 4.0, 'caf\u00e9 },{ "x"\n'),
+        ]
+    )
+    names = (
+        "duration onset predictor_id run_id value predictor_name subject session "
+        "number acquisition amplitude dataset_name task_name stimulus_id"
+    )
+    assert table.column_names == names.split()
+    rows = table.to_pylist()
+    assert [(r["run_id"], r["onset"]) for r in rows] == [(1, 4), (1, 5), (3, 1), (3, 2)]
+    assert [r["amplitude"] for r in rows] == [None, 0.5, 1000.0, None]
+    assert [r["duration"] for r in rows] == [1, None, 1, 1]
+    assert [r["number"] for r in rows] == [None, None, 3, 3]
+    assert [r["stimulus_id"] for r in rows] == [None, None, 9, None]
+    assert rows[0]["value"] == 'caf\u00e9 },{ "x"\n'
+    assert {r["subject"] for r in rows} == {"01", "03"}
+    assert decoded.detail == {"runs_without_events": [2]}
+
+
+def test_no_events_are_no_rows():
+    decoded, _ = decode([])
+    assert decoded.batches[0].num_rows == 0
+    assert decoded.detail == {"runs_without_events": [1, 2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            event(9, 1.0, "1"),
+            r"expected a run_id that was asked for, got 9 - at \$\[1\]",
+        ),
+        ({**event(1, 1.0, "1"), "predictor_id": 8}, "expected a predictor_id"),
+        ({**event(1, 1.0, "1"), "onset": "soon"}, r"expected `float`.*\$\[1\].onset"),
+        ({**event(1, 1.0, "1"), "value": 1}, r"expected `str`.*\$\[1\].value"),
+        ({"onset": 1.0}, "missing required field"),
+    ],
+)
+def test_an_event_that_is_not_what_was_asked_for_is_refused(wrong, message):
+    with pytest.raises(asyncfetch.DecodeError, match=message):
+        decode([event(1, 0.0, "1"), wrong])
+
+
+def test_fields_of_a_later_server_are_noticed():
+    decoded, table = decode([event(1, 0.0, "1", object_id=3)])
+    assert decoded.diagnostics == ("unknown-fields",)
+    assert table.num_rows == 1
+
+
+async def test_the_bytes_of_production_decode_to_their_rows(archive, api):
+    """Gzip, chunked, alphabetical keys, five runs interleaved, as recorded."""
+    runs = [one["id"] for one in archive.truth.runs(dataset_id=5)][:5]
+    rows = archive.truth.events(12725, runs)
+    rows = (
+        [rows[n * 7919 % len(rows)] for n in range(len(rows))]
+        if len(rows) % 7919
+        else rows
+    )
+    text = json.dumps(rows, sort_keys=True, separators=(",", ":")) + "\n"
+    fault = Fault(
+        body=gzip.compress(text.encode(), 6),
+        headers={"Content-Encoding": "gzip", "Content-Type": "application/json"},
+        framing="chunked",
+        piece=1000,
+    )
+    archive.script("/predictor-events", [fault])
+    table = await api.predictor_events.get(
+        predictor_id=12725, run_id=runs, output_type="arrow"
+    )
+    got = table.select(["run_id", "onset", "duration", "value"]).to_pylist()
+    wanted = [{name: row[name] for name in got[0]} for row in rows]
+
+    def order(row):
+        return (row["run_id"], row["onset"], row["value"], row["duration"] or 0)
+
+    assert sorted(got, key=order) == sorted(wanted, key=order)
