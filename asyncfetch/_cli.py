@@ -1,0 +1,826 @@
+"""The command line: words in, rows or a dataset out, and one line when it goes wrong.
+
+The only module that prints. Data go to standard output, everything else to standard
+error. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from asyncfetch.errors import (
+    AsyncfetchError,
+    ConfigurationError,
+    DatasetError,
+    ItemError,
+    NotFound,
+)
+
+if TYPE_CHECKING:
+    import anyio
+    import pyarrow as pa
+
+    from asyncfetch._engine import Plan
+    from asyncfetch._model import Report
+    from asyncfetch.services._table import Client, Description, Filter
+
+OK, FAILED_ITEMS, USAGE, CANNOT_GO_ON, INTERRUPTED = 0, 1, 2, 3, 130
+DRAIN_SECONDS = 30.0
+ROWS_SHOWN = 20  # by `show --format table` without --limit
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Neuroscience web APIs as Parquet datasets.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+TableName = Annotated[str, typer.Argument(metavar="SERVICE/TABLE")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME=VALUE ...]",
+        help="Filters. NAME=@FILE reads one value a line, NAME:=JSON takes JSON.",
+    ),
+]
+Dest = Annotated[Path, typer.Argument(metavar="DEST", help="A dataset's directory.")]
+Output = Annotated[
+    Path,
+    typer.Option("-o", "--output", metavar="DEST", help="The dataset's directory."),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="Where the service is."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no summary.")]
+AsJson = Annotated[bool, typer.Option("--json", help="The outcome as JSON on stdout.")]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Log requests; show tracebacks of errors.")
+]
+Rate = Annotated[
+    float | None,
+    typer.Option("--rate", metavar="N", help="Requests per second at most."),
+]
+Concurrency = Annotated[
+    int | None, typer.Option("--concurrency", metavar="N", help="Connections at most.")
+]
+Contact = Annotated[
+    str | None,
+    typer.Option("--contact", help="Your mail address, for the service's operators."),
+]
+Drain = Annotated[
+    float,
+    typer.Option(
+        "--drain-seconds", metavar="N", help="How long Ctrl-C lets requests end."
+    ),
+]
+CommitSeconds = Annotated[
+    float,
+    typer.Option(
+        "--commit-seconds", metavar="N", help="Commit rows at least this often."
+    ),
+]
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; return its exit status."""
+    debug = "--debug" in arguments
+    if debug:
+        logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(message)s")
+    try:
+        status = app(arguments, prog_name="asyncfetch", standalone_mode=False)
+        sys.stdout.flush()
+    except (BrokenPipeError, _ClosedPipe):
+        # The reader of our output has enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        return _say(error)
+    return int(status or OK)
+
+
+def _say(error: Exception) -> int:
+    """One line for an error, and the exit status that goes with it."""
+    if isinstance(error, ItemError) and error.cause is not None:
+        error = error.cause
+    if hasattr(error, "format_message"):  # a usage error of the parser
+        _note(f"{error.format_message()} (see asyncfetch --help)")
+        return USAGE
+    if not isinstance(error, AsyncfetchError | OSError):
+        _note(f"a mistake in asyncfetch, please report it: {error!r} (see --debug)")
+        return CANNOT_GO_ON
+    _note(str(error))
+    wrong_usage = isinstance(error, ConfigurationError | NotFound) or (
+        isinstance(error, DatasetError) and getattr(error, "is_usage", False)
+    )
+    return USAGE if wrong_usage else CANNOT_GO_ON
+
+
+def _note(text: str) -> None:
+    print(f"asyncfetch: {' '.join(text.split())}", file=sys.stderr)
+
+
+# --- finding tables, reading words ----------------------------------------------------
+
+
+def _open(name: str, base_url: str | None, **options: Any) -> tuple[Client, str]:
+    """The client of ``service/table``, and the table's name."""
+    from asyncfetch._model import Limits  # noqa: PLC0415
+    from asyncfetch.services import client_class  # noqa: PLC0415
+
+    service, _, table = name.partition("/")
+    if not table:
+        client_class(service)  # a service that is not there is the nearer mistake
+        raise ConfigurationError(
+            f"expected SERVICE/TABLE, got {name!r}: see asyncfetch services"
+        )
+    if base_url is not None:
+        options["base_url"] = base_url
+    limits = Limits(
+        rate=options.pop("rate", None), concurrency=options.pop("concurrency", None)
+    )
+    _positive("--rate", limits.rate)
+    _positive("--concurrency", limits.concurrency)
+    client = client_class(service).from_env(limits=limits, **options)
+    client.table(table)
+    return client, table
+
+
+def _positive(option: str, value: float | None) -> None:
+    if value is not None and value <= 0:
+        raise ConfigurationError(f"expected {option} above 0, got {value}")
+
+
+def filters_of(words: list[str] | None, description: Description) -> dict[str, Any]:
+    """Filters from ``NAME=VALUE`` words, each typed by its filter.
+
+    A NAME that comes again adds to its list.
+    """
+    known: dict[str, Filter] = {}
+    for one in description.filters:
+        known[one.name] = one
+        if one.alias is not None:
+            known[one.alias] = one
+    filters: dict[str, Any] = {}
+    for word in words or ():
+        name, sign, text = word.partition("=")
+        if not sign:
+            raise ConfigurationError(f"expected NAME=VALUE, got {word!r}")
+        is_json = name.endswith(":")
+        name = name.removesuffix(":").replace("-", "_")
+        found = known.get(name)
+        if found is None:
+            description.check({name: text})  # says what there is
+            raise AssertionError
+        value = _value(text, is_json, found)
+        if found.name not in filters:
+            filters[found.name] = value
+        elif found.many:
+            filters[found.name] = [*filters[found.name], *_as_list(value)]
+        else:
+            raise ConfigurationError(f"{name} takes one value, and it is given twice")
+    return filters
+
+
+def _value(text: str, is_json: bool, found: Filter) -> Any:
+    if is_json:
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"expected JSON for {found.name}, got {text!r}: {error}"
+            ) from None
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigurationError(f"{found.name}={text}: {error.strerror}") from None
+        return [line.strip() for line in lines if line.strip()]
+    return found.parse(text)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _in_loop(work: Callable[[], Any]) -> Any:
+    """Run an async function; warm what would otherwise block inside the loop."""
+    import anyio  # noqa: PLC0415
+
+    return anyio.run(work)
+
+
+# --- looking --------------------------------------------------------------------------
+
+
+@app.command()
+def services() -> None:
+    """List services, their tables, addresses and default limits."""
+    from asyncfetch.services import SERVICES, client_class  # noqa: PLC0415
+
+    for service in SERVICES:
+        kind = client_class(service)
+        limits = kind.default_limits
+        pace = [
+            f"{limits.rate:g} requests/s" if limits.rate else "",
+            f"{limits.concurrency} connections" if limits.concurrency else "",
+        ]
+        print(f"{service}  {kind.default_url}")
+        print(f"  at most {', '.join(filter(None, pace))}: {kind.limits_source}")
+        for description in kind.descriptions:
+            print(f"  {service}/{description.name:<18} {description.summary}")
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(metavar="SERVICE[/TABLE]")],
+) -> None:
+    """Show a table's filters, columns with units, and what an item is."""
+    from asyncfetch.services import client_class  # noqa: PLC0415
+
+    service, _, table = name.partition("/")
+    kind = client_class(service)
+    if not table:
+        print(f"{service}  {kind.default_url}")
+        for description in kind.descriptions:
+            print(f"  {description.name:<18} {description.summary}")
+        return
+    client, table = _open(name, None)
+    found = client.table(table).description
+    print(f"{service}/{found.name}: {found.summary}")
+    print(f"items: {found.item}")
+    print("filters:")
+    for one in found.filters:
+        kind_name = f"{'list of ' if one.many else ''}{one.kind.__name__}"
+        doc = one.doc + (f" (also {one.alias}=)" if one.alias else "")
+        print(f"  {one.name:<24} {kind_name:<14} {doc}".rstrip())
+    print("columns:")
+    for field in found.schema:
+        meta = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
+        words = ", ".join(filter(None, [meta.get("unit"), meta.get("doc")]))
+        print(f"  {field.name:<24} {_type_name(field.type):<14} {words}".rstrip())
+
+
+def _type_name(kind: pa.DataType) -> str:
+    return "json" if "json" in str(kind) else str(kind)
+
+
+@app.command()
+def show(
+    table: TableName,
+    words: Words = None,
+    *,
+    limit: Annotated[int | None, typer.Option("--limit", help="Rows at most.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="table, csv, json, jsonl or arrow.")
+    ] = "table",
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Names, with commas between.")
+    ] = None,
+    base_url: BaseUrl = None,
+    quiet: Quiet = False,  # noqa: ARG001 - taken by every command that asks a service
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    contact: Contact = None,
+) -> None:
+    """Print rows (table format: 20 of them, unless --limit says otherwise)."""
+    form = "json" if as_json else form
+    if form not in WRITERS:
+        raise ConfigurationError(
+            f"expected --format {', '.join(WRITERS)}, got {form!r}"
+        )
+    if form == "table" and limit is None:
+        limit = ROWS_SHOWN
+    client, name = _open(
+        table, base_url, rate=rate, concurrency=concurrency, contact=contact
+    )
+    filters = filters_of(words, client.table(name).description)
+    wanted = columns.split(",") if columns else None
+    schema = client.table(name).description.schema
+    for column in wanted or ():
+        if column not in schema.names:
+            raise ConfigurationError(
+                f"{table} has no column {column!r}; it has {', '.join(schema.names)}"
+            )
+
+    async def get() -> Any:
+        async with client:
+            found = client.table(name)
+            if form in {"json", "jsonl"}:
+                return await found.get(limit=limit, **filters)
+            return await found.get(output_type="arrow", limit=limit, **filters)
+
+    rows = _in_loop(get)
+    if wanted and isinstance(rows, list):
+        rows = [{key: row.get(key) for key in wanted} for row in rows]
+    elif wanted:
+        rows = rows.select(wanted)
+    try:
+        WRITERS[form](rows)
+    except BrokenPipeError:
+        raise _ClosedPipe from None
+
+
+class _ClosedPipe(Exception):  # noqa: N818 - not an error: the reader has enough
+    """Standard output was closed; typer would end with status 1."""
+
+
+def _write_table(rows: pa.Table) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for name in rows.schema.names:
+        drawn.add_column(name, overflow="ellipsis", no_wrap=True)
+    for row in rows.to_pylist():
+        drawn.add_row(*("" if one is None else str(one) for one in row.values()))
+    width = None if sys.stdout.isatty() else 100_000
+    Console(width=width).print(drawn)
+
+
+def _write_csv(rows: pa.Table) -> None:
+    import csv  # noqa: PLC0415
+
+    writer = csv.writer(sys.stdout)
+    writer.writerow(rows.schema.names)
+    for batch in rows.to_batches():
+        for row in batch.to_pylist():
+            writer.writerow(
+                json.dumps(one) if isinstance(one, list) else one
+                for one in row.values()
+            )
+
+
+def _write_arrow(rows: pa.Table) -> None:
+    import pyarrow as pa  # noqa: PLC0415
+
+    with pa.ipc.new_stream(sys.stdout.buffer, rows.schema) as out:
+        out.write_table(rows)
+
+
+def _write_json(rows: list[Any]) -> None:
+    print(json.dumps(rows, indent=2, ensure_ascii=False, default=str))
+
+
+def _write_jsonl(rows: list[Any]) -> None:
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False, default=str))
+
+
+WRITERS: dict[str, Callable[[Any], None]] = {
+    "table": _write_table,
+    "csv": _write_csv,
+    "json": _write_json,
+    "jsonl": _write_jsonl,
+    "arrow": _write_arrow,
+}
+
+
+# --- fetching -------------------------------------------------------------------------
+
+
+@app.command()
+def fetch(
+    table: TableName,
+    words: Words = None,
+    *,
+    output: Output,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Items at most.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be asked, and stop.")
+    ] = False,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    contact: Contact = None,
+    base_url: BaseUrl = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+    drain_seconds: Drain = DRAIN_SECONDS,
+    commit_seconds: CommitSeconds = 30.0,
+) -> int:
+    """Fetch rows into a dataset; go on where an earlier run stopped."""
+    client, name = _open(
+        table, base_url, rate=rate, concurrency=concurrency, contact=contact
+    )
+    found = client.table(name)
+    plan = found.plan(limit=limit, **filters_of(words, found.description))
+    if dry_run:
+        return _dry_run(client, plan, found.description, output, as_json)
+    return _download(
+        client,
+        plan,
+        output,
+        quiet=quiet,
+        as_json=as_json,
+        drain_seconds=drain_seconds,
+        commit_seconds=commit_seconds,
+    )
+
+
+@app.command()
+def resume(
+    dest: Dest,
+    *,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    contact: Contact = None,
+    base_url: BaseUrl = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+    drain_seconds: Drain = DRAIN_SECONDS,
+    commit_seconds: CommitSeconds = 30.0,
+) -> int:
+    """Go on with the plan that DEST holds."""
+    client, plan = _held_plan(
+        dest, base_url, rate=rate, concurrency=concurrency, contact=contact
+    )
+    return _download(
+        client,
+        plan,
+        dest,
+        quiet=quiet,
+        as_json=as_json,
+        drain_seconds=drain_seconds,
+        commit_seconds=commit_seconds,
+    )
+
+
+@app.command()
+def retry(
+    dest: Dest,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE ...]",
+            help="Columns of the items, such as outcome=missing or http_status=502.",
+        ),
+    ] = None,
+    *,
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    contact: Contact = None,
+    base_url: BaseUrl = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+    drain_seconds: Drain = DRAIN_SECONDS,
+    commit_seconds: CommitSeconds = 30.0,
+) -> int:
+    """Ask again for items that failed, or for those that the words select."""
+    client, plan = _held_plan(
+        dest, base_url, rate=rate, concurrency=concurrency, contact=contact
+    )
+    return _download(
+        client,
+        plan,
+        dest,
+        quiet=quiet,
+        as_json=as_json,
+        drain_seconds=drain_seconds,
+        commit_seconds=commit_seconds,
+        only=_selected(dest, words),
+    )
+
+
+def _held_plan(dest: Path, base_url: str | None, **options: Any) -> tuple[Client, Plan]:
+    """The plan in a dataset, and a client for it."""
+    from asyncfetch._dataset import open_dataset  # noqa: PLC0415
+
+    record = open_dataset(dest).plan
+    client, name = _open(
+        f"{record.service}/{record.table}", base_url or record.base_url, **options
+    )
+    return client, client.table(name).plan(limit=record.limit, **record.filters)
+
+
+def _selected(dest: Path, words: list[str] | None) -> frozenset[int]:
+    """Ordinals of the failed or missing items that the words select."""
+    from asyncfetch._dataset import open_dataset  # noqa: PLC0415
+
+    items = open_dataset(dest).items
+    wanted: dict[str, set[str]] = {}
+    for word in words or ["outcome=failed"]:
+        name, sign, text = word.partition("=")
+        if not sign or name not in items.column_names:
+            raise ConfigurationError(
+                f"expected NAME=VALUE with a column of the items, got {word!r}; "
+                f"columns: {', '.join(items.column_names)}"
+            )
+        wanted.setdefault(name, set()).update(text.split(","))
+    rows = items.select(["ordinal", "outcome", *wanted]).to_pylist()
+    chosen = [
+        row
+        for row in rows
+        if all(_matches(row[name], texts) for name, texts in wanted.items())
+    ]
+    if any(row["outcome"] not in {"failed", "missing"} for row in chosen):
+        raise ConfigurationError(
+            "the words select items that are there already; add outcome=failed "
+            "or outcome=missing"
+        )
+    return frozenset(row["ordinal"] for row in chosen)
+
+
+def _matches(value: Any, texts: set[str]) -> bool:
+    if isinstance(value, list):
+        return bool({str(one) for one in value} & texts)
+    return str(value) in texts
+
+
+def _download(
+    client: Client,
+    plan: Plan,
+    dest: Path,
+    *,
+    quiet: bool,
+    as_json: bool,
+    drain_seconds: float,
+    commit_seconds: float,
+    only: frozenset[int] | None = None,
+) -> int:
+    import anyio  # noqa: PLC0415
+
+    from asyncfetch._engine import download  # noqa: PLC0415
+
+    interrupted = False
+
+    async def listen(stop: anyio.Event, scope: anyio.CancelScope) -> None:
+        nonlocal interrupted
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for _ in signals:
+                if interrupted:
+                    scope.cancel()
+                    return
+                interrupted = True
+                stop.set()
+                _note(
+                    f"finishing what is in flight (at most {drain_seconds:g} s); "
+                    "once more stops at once"
+                )
+
+    async def work() -> Report | None:
+        report = None
+        async with client, anyio.create_task_group() as group:
+            stop = anyio.Event()
+            group.start_soon(listen, stop, group.cancel_scope)
+            report = await download(
+                plan,
+                dest,
+                progress=not quiet,
+                stop=stop,
+                drain_seconds=drain_seconds,
+                commit_seconds=commit_seconds,
+                only=only,
+            )
+            group.cancel_scope.cancel()
+        return report
+
+    with _single_error():
+        report = _in_loop(work)
+    if report is None:
+        return INTERRUPTED
+    _summarize(plan, dest, report, quiet=quiet, as_json=as_json)
+    if interrupted and report.pending:
+        return INTERRUPTED
+    failed = bool(report.items.get("failed")) or report.shortfall is not None
+    return FAILED_ITEMS if failed else OK
+
+
+@contextmanager
+def _single_error() -> Iterator[None]:
+    """The task group around a download holds one error at most: let it out."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from error.__cause__
+
+
+def _summarize(
+    plan: Plan, dest: Path, report: Report, *, quiet: bool, as_json: bool
+) -> None:
+    if as_json:
+        print(json.dumps(asdict(report)))
+    if quiet:
+        return
+    counts = ", ".join(f"{n:,} {outcome}" for outcome, n in report.items.items() if n)
+    if not report.requests:
+        print(
+            f"{dest}: nothing left to ask: {counts or 'no items'}, "
+            f"{report.rows:,} rows",
+            file=sys.stderr,
+        )
+    else:
+        print(
+            f"{dest}: {counts or 'no items'}; {report.rows:,} rows in "
+            f"{report.parts:,} parts; {report.requests:,} requests "
+            f"({report.retries:,} retries), {report.bytes / 1e6:,.1f} MB "
+            f"in {report.seconds:,.1f} s",
+            file=sys.stderr,
+        )
+    if report.pending:
+        _note(f"{report.pending:,} items are left: asyncfetch resume {dest}")
+    for one in report.failed[:3]:
+        _note(f"failed: {one.key}: {one.error_class}: {one.error}")
+    if report.items.get("failed"):
+        _note(f"see asyncfetch status {dest} --failed, then asyncfetch retry {dest}")
+    if report.shortfall is not None:
+        _note(f"{plan.name} is not complete: {report.shortfall}")
+
+
+def _dry_run(
+    client: Client, plan: Plan, description: Description, dest: Path, as_json: bool
+) -> int:
+    from asyncfetch._engine import survey  # noqa: PLC0415
+
+    async def work() -> Any:
+        async with client:
+            return await survey(plan)
+
+    found = _in_loop(work)
+    there = _items_there(dest)
+    left = max(0, found.items - there)
+    statistics = plan.exchange.gate.statistics()
+    seconds = left / statistics["rate"] if statistics["rate"] else None
+    facts = {
+        "items": found.items,
+        "already_there": there,
+        "requests": left,
+        "asked_for_this": found.requests,
+        "bytes": left * description.item_bytes,
+        "seconds_at_polite_rate": seconds,
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return OK
+    print(f"{plan.name}: {found.items:,} {description.item}")
+    print(f"already there: {there:,}; requests left: {left:,}")
+    print(f"about {facts['bytes'] / 1e6:,.1f} MB as sent")
+    if seconds is None:
+        print(f"no ceiling on the rate; {statistics['concurrency']:g} connections")
+    else:
+        print(f"at least {seconds:,.0f} s at {statistics['rate']:g} requests/s")
+    return OK
+
+
+def _items_there(dest: Path) -> int:
+    from asyncfetch._dataset import open_dataset  # noqa: PLC0415
+
+    try:
+        counts = open_dataset(dest).state().items
+    except DatasetError:
+        return 0
+    return sum(n for outcome, n in counts.items() if outcome != "failed")
+
+
+# --- datasets -------------------------------------------------------------------------
+
+
+@app.command()
+def status(
+    dest: Dest,
+    *,
+    failed: Annotated[bool, typer.Option("--failed", help="List them.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+) -> None:
+    """Show items and rows by outcome, what failed and why."""
+    from asyncfetch._dataset import open_dataset  # noqa: PLC0415
+
+    view = open_dataset(dest)
+    state = view.state()
+    lines = view.failed(1_000_000 if failed else 3)
+    if as_json:
+        facts = {"plan": json.loads(view.plan.to_json()), **asdict(state)}
+        print(json.dumps({**facts, "failed": [asdict(one) for one in lines]}))
+        return
+    plan = view.plan
+    words = " ".join(f"{name}={value}" for name, value in plan.filters.items())
+    print(f"{plan.service}/{plan.table} {words}".rstrip())
+    print(f"from {plan.base_url}")
+    known = "" if state.plan_complete else " so far; the plan is not complete"
+    print(f"items: {state.planned:,}{known}")
+    for outcome, count in state.items.items():
+        print(f"  {outcome:<10} {count:,}")
+    if state.pending:
+        print(f"  {'pending':<10} {state.pending:,}")
+    print(f"rows: {state.rows:,} in {state.parts:,} parts, {state.bytes / 1e6:,.1f} MB")
+    for one in lines:
+        print(f"failed: {one.key}: {one.error_class}: {one.error} ({one.url})")
+    hidden = state.items.get("failed", 0) - len(lines)
+    if hidden > 0:
+        print(f"failed: {hidden:,} more, see --failed")
+
+
+@app.command()
+def verify(
+    dest: Dest,
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Remove what cannot be trusted.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+) -> int:
+    """Prove that rows, items and parts agree."""
+    from asyncfetch._dataset import open_dataset  # noqa: PLC0415
+    from asyncfetch._dataset import verify as prove  # noqa: PLC0415
+
+    problems = prove(dest, repair=repair)
+    if as_json:
+        print(json.dumps([asdict(one) for one in problems]))
+        return FAILED_ITEMS if problems else OK
+    for one in problems:
+        print(f"{one.where}: {one.code}: {one.text}")
+    if not problems:
+        state = open_dataset(dest).state()
+        print(
+            f"{dest}: {state.rows:,} rows of {sum(state.items.values()):,} items "
+            f"in {state.parts:,} parts agree"
+        )
+    elif repair:
+        _note(f"removed what cannot be trusted; asyncfetch resume {dest} fetches it")
+    else:
+        _note(f"{len(problems)} problems; see asyncfetch verify --repair")
+    return FAILED_ITEMS if problems else OK
+
+
+# --- the embedded archive -------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    *,
+    port: Annotated[int, typer.Option(help="0 lets the system choose.")] = 0,
+    seed: Annotated[int, typer.Option(help="What all data depend on.")] = 0,
+    scale: Annotated[float, typer.Option(help="1 is 1 000 neurons.")] = 1.0,
+    latency: Annotated[float, typer.Option(help="Seconds before each answer.")] = 0.0,
+    faults: Annotated[
+        str, typer.Option(metavar="SPEC", help="Such as error=0.02,reset=0.01,seed=7.")
+    ] = "",
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Requests as JSON lines.")
+    ] = None,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+) -> None:
+    """Run the embedded archive until Ctrl-C."""
+    from asyncfetch import testing  # noqa: PLC0415
+
+    def ready(archive: testing.Archive) -> None:
+        for name, url in archive.environment().items():
+            print(f"export {name}={url}", flush=True)
+
+    _in_loop(
+        lambda: testing.run(
+            port=port,
+            seed=seed,
+            scale=scale,
+            latency=latency,
+            faults=faults,
+            log=log,
+            on_ready=ready,
+        )
+    )
+
+
+@app.command()
+def demo(
+    dest: Annotated[Path, typer.Argument(metavar="[DEST]")] = Path("demo-data"),
+    *,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+) -> None:
+    """Two downloads from the embedded archive, one killed and resumed on the way."""
+    from asyncfetch import _demo  # noqa: PLC0415
+
+    for line in _demo.steps(dest):
+        print(line, flush=True)
