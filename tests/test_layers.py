@@ -1,0 +1,140 @@
+"""Who may import whom, and what an import may cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import asyncfetch
+
+PACKAGE = Path(asyncfetch.__file__).parent
+
+# Each room may import from those named, and from nothing else of the package.
+ALLOWED = {
+    "errors": {"_model"},  # a report's type, for type checkers only
+    "_version": set(),
+    "_body": {"errors"},
+    "_model": {"_body", "errors"},
+    "_retry": {"errors"},
+    "_gate": {"_model", "errors"},
+    "_transport": {"_body", "_model", "errors"},
+    "_exchange": {
+        "_body",
+        "_gate",
+        "_model",
+        "_retry",
+        "_transport",
+        "_version",
+        "errors",
+    },
+    "_decode": {"_body", "_model", "errors"},
+    "swc": {"errors"},
+    "_store": {"errors"},
+    "_dataset": {"_model", "_store", "errors"},
+    "_progress": {"_model"},
+    "_engine": {
+        "_dataset",
+        "_decode",
+        "_exchange",
+        "_model",
+        "_progress",
+        "_version",
+        "errors",
+    },
+    "services": {
+        "_decode",
+        "_engine",
+        "_exchange",
+        "_model",
+        "errors",
+        "services",
+        "swc",
+    },
+    "testing": {"errors", "swc", "testing"},
+    "_demo": {"_dataset", "errors"},  # what it runs, it runs as processes
+    "_cli": {
+        "_dataset",
+        "_demo",
+        "_engine",
+        "_model",
+        "_version",
+        "errors",
+        "services",
+        "testing",
+    },
+    "__main__": {"_cli"},
+    "__init__": {"_dataset", "_engine", "_model", "_version", "errors", "services"},
+}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{one.name}" for one in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_dependencies_point_one_way(path):
+    rooms = {one.stem if one.suffix else one.name for one in PACKAGE.iterdir()}
+    found = {
+        name.split(".")[1]
+        for name in imported(path)
+        if name.startswith("asyncfetch.") and name.split(".")[1] in rooms
+    }
+    assert found - {room(path)} <= ALLOWED[room(path)] - {room(path)}
+
+
+@pytest.mark.parametrize(
+    ("library", "rooms"),
+    [
+        ("aiohttp", {"_transport", "testing"}),
+        ("aiolimiter", {"_gate"}),
+        ("typer", {"_cli"}),
+        ("rich", {"_cli", "_progress"}),
+    ],
+)
+def test_a_library_is_known_in_one_room(library, rooms):
+    users = {
+        room(path)
+        for path in modules()
+        if any(name.split(".")[0] == library for name in imported(path))
+    }
+    assert users == rooms
+
+
+def test_only_the_engine_and_the_archive_start_tasks():
+    starters = {
+        room(path)
+        for path in modules()
+        if "create_task_group" in path.read_text(encoding="utf-8")
+    }
+    assert starters <= {"_engine", "testing", "_cli"}
+
+
+HEAVY = "{'aiohttp', 'pyarrow', 'pandas', 'obstore', 'numpy', 'rich'}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import asyncfetch",
+        "import asyncfetch._cli; assert asyncfetch._cli.run(['--help']) == 0",
+        "import asyncfetch._cli; assert asyncfetch._cli.run(['fetch', '--help']) == 0",
+    ],
+)
+def test_an_import_and_help_load_nothing_heavy(code):
+    code += f"\nimport sys; assert not {HEAVY} & set(sys.modules), sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,216 @@
+"""The three verbs, and the lives of clients."""
+
+import gc
+
+import anyio
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+import asyncfetch
+from asyncfetch import testing
+from asyncfetch.testing import Fault
+
+pytestmark = pytest.mark.anyio
+
+SPEECH = {"predictor_name": "speech", "dataset_name": "SherlockMerlin"}
+
+
+@pytest.fixture
+async def archive():
+    async with testing.serve(scale=0.05) as archive:
+        yield archive
+
+
+@pytest.fixture
+async def api(archive):
+    async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
+        yield api
+
+
+def key(record):
+    return (record["predictor_id"], record["run_id"], record["onset"], record["value"])
+
+
+async def test_json_is_the_records_as_sent_in_order(archive, api):
+    got = await api.predictor_events.get(**SPEECH)
+    ids = {one["predictor_id"] for one in got}
+    truth = archive.truth.events(ids, {one["run_id"] for one in got})
+    assert sorted(got, key=key) == sorted(truth, key=key)
+    places = [(one["predictor_id"], one["run_id"], one["onset"]) for one in got]
+    assert places == sorted(places)
+
+
+async def test_the_three_forms_hold_the_same_rows(api):
+    records = await api.predictor_events.get(**SPEECH)
+    table = await api.predictor_events.get(**SPEECH, output_type="arrow")
+    frame = await api.predictor_events.get(**SPEECH, output_type="df")
+    assert isinstance(table, pa.Table)
+    assert isinstance(frame, pd.DataFrame)
+    assert table.schema == api.predictor_events.description.schema
+    assert list(frame.columns) == table.column_names
+    for rows in (table.to_pylist(), frame.to_dict("records")):
+        assert sorted(map(key, rows)) == sorted(map(key, records))
+
+
+async def test_integers_with_gaps_stay_integers_in_a_frame(api):
+    frame = await api.runs.get(output_type="df")
+    assert frame["number"].isna().any()
+    assert frame["number"].dtype == pd.Int64Dtype()
+    assert frame["id"].dtype == "int64"
+
+
+async def test_an_id_gives_one_record_or_not_found(api):
+    assert (await api.datasets.get(5))["name"] == "SherlockMerlin"
+    frame = await api.datasets.get(5, output_type="df")
+    assert frame["name"].to_list() == ["SherlockMerlin"]
+    assert isinstance(frame["description"][0], dict)
+    with pytest.raises(asyncfetch.NotFound, match="no datasets 4711"):
+        await api.datasets.get(4711)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 10**9])
+@pytest.mark.parametrize("output_type", ["json", "arrow"])
+async def test_a_limit_counts_rows(api, limit, output_type):
+    everything = await api.runs.get()
+    got = await api.runs.get(output_type=output_type, limit=limit)
+    assert len(got) == min(limit, len(everything))
+
+
+async def test_get_raises_at_the_first_item_that_failed(archive, api):
+    archive.script("/predictor-events", [Fault(status=422, body=b'{"message": "no"}')])
+    with pytest.raises(asyncfetch.ItemError, match="422") as caught:
+        await api.predictor_events.get(**SPEECH)
+    assert isinstance(caught.value.cause, asyncfetch.ResponseError)
+    assert caught.value.report.items["failed"] == 1
+
+
+async def test_batches_of_a_stream_are_the_rows_and_name_their_item(archive, api):
+    names = {}
+    async with api.predictor_events.stream(**SPEECH) as batches:
+        async for batch in batches:
+            assert batch.schema.equals(api.predictor_events.description.schema)
+            item = batch.schema.metadata[b"asyncfetch.key"].decode()
+            names.setdefault(item, []).extend(batch.to_pylist())
+    rows = [row for some in names.values() for row in some]
+    assert len(rows) == len(await api.predictor_events.get(**SPEECH))
+    assert all(name.startswith("predictor=12725/runs=") for name in names)
+
+
+async def test_a_failed_item_raises_where_the_loop_stands(archive, api):
+    archive.script("/predictor-events", [Fault(status=422, body=b'{"message": "no"}')])
+    async with api.predictor_events.stream(**SPEECH) as batches:
+        with pytest.raises(asyncfetch.ItemError, match="422"):
+            async for _ in batches:
+                pass
+
+
+async def test_a_failed_item_is_reported_on_demand(archive, api):
+    archive.script("/predictor-events", [Fault(status=422, body=b'{"message": "no"}')])
+    stream = api.predictor_events.stream(**SPEECH, on_error="report")
+    async with stream as batches:
+        rows = sum([batch.num_rows async for batch in batches])
+    assert [one.error_class for one in batches.failed] == ["ResponseError"]
+    assert batches.report().rows == rows
+
+
+async def test_a_consumer_that_stops_early_leaves_nothing_behind(api):
+    async with api.predictor_events.stream(dataset_name="SherlockMerlin") as batches:
+        async for _ in batches:
+            break
+    assert api.exchange.gate.statistics()["in_flight"] == 0
+    assert not api.exchange.gate.statistics()["waiting"]
+
+
+async def test_a_consumer_that_raises_gets_its_own_error(api):
+    with pytest.raises(ZeroDivisionError):
+        async with api.predictor_events.stream(**SPEECH) as batches:
+            async for _ in batches:
+                1 / 0  # noqa: B018
+    assert api.exchange.gate.statistics()["in_flight"] == 0
+
+
+async def test_a_stuck_consumer_stops_the_requests(archive, api):
+    stream = api.predictor_events.stream(dataset_name="SherlockMerlin")
+    async with stream as batches:
+        await batches.receive()
+        await anyio.wait_all_tasks_blocked()
+        while api.exchange.gate.statistics()["in_flight"]:
+            await anyio.wait_all_tasks_blocked()
+        asked = sum("/predictor-events" in one.target for one in archive.log)
+        read = 1
+        async for _ in batches:
+            read += 1
+    assert asked < sum("/predictor-events" in one.target for one in archive.log) == read
+
+
+async def test_a_cancelled_call_leaves_no_slot(api):
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as group:
+            group.start_soon(lambda: api.predictor_events.get(**SPEECH))
+            await anyio.wait_all_tasks_blocked()
+            scope.cancel()
+    assert api.exchange.gate.statistics()["in_flight"] == 0
+
+
+async def test_a_client_is_opened_in_one_task_and_closed_in_another(archive):
+    api = asyncfetch.Neuroscout(base_url=archive.neuroscout)
+
+    async def use():
+        assert await api.datasets.get(5)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(use)
+    async with anyio.create_task_group() as group:
+        group.start_soon(api.aclose)
+    assert await api.datasets.get(5)  # and opens again
+    await api.aclose()
+    gc.collect()
+
+
+def test_a_client_is_made_without_a_loop_and_used_under_two(asyncfetch_archive):
+    api = asyncfetch.Neuroscout(base_url=asyncfetch_archive.neuroscout)
+
+    async def use():
+        assert await api.datasets.get(5)
+        await api.aclose()
+
+    anyio.run(use)
+    anyio.run(use)
+
+
+def test_from_env_reads_where_the_service_is(asyncfetch_archive, monkeypatch):
+    for name, url in asyncfetch_archive.environment().items():
+        monkeypatch.setenv(name, url)
+    api = asyncfetch.Neuroscout.from_env()
+    assert api.exchange.base_url == asyncfetch_archive.neuroscout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"datset_name": "x"}, "did you mean dataset_name"),
+        ({"dataset_id": "five"}, "expected int for dataset_id, got 'five'"),
+        ({"dataset_name": ["a", "b"]}, "expected one str for dataset_name, got 2"),
+        ({"limit": -1}, "expected limit of 0 or more"),
+        ({"number": 1, "run": 2}, "run and number are the same"),
+    ],
+)
+def test_a_wrong_filter_is_said_before_anything_is_asked(arguments, message):
+    api = asyncfetch.Neuroscout()
+    with pytest.raises(asyncfetch.ConfigurationError, match=message):
+        api.predictor_events.plan(**arguments)
+
+
+async def test_an_empty_list_is_no_rows_and_no_request(archive, api):
+    assert await api.predictor_events.get(run_id=[], **SPEECH) == []
+    frame = await api.runs.get(subject=(), output_type="df")
+    assert frame.empty
+    assert "subject" in frame.columns
+    assert not archive.log
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, pd.Series, pd.array, frozenset])
+def test_any_collection_is_a_list(kind):
+    plan = asyncfetch.Neuroscout().predictor_events.plan(run_id=kind([3, 1]))
+    assert sorted(plan.filters["run_id"]) == [1, 3]
