@@ -1,0 +1,1 @@
+"""Measurements: one file per question, each run as ``python -m benchmarks.bench_x``."""

@@ -1,0 +1,74 @@
+"""One fresh process per measurement; ratios between medians of one run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+PACKAGES = ("asyncfetch", "aiohttp", "anyio", "pyarrow", "msgspec", "numpy", "pandas")
+
+
+def measured(target: str, repeats: int, **arguments: Any) -> dict[str, float]:
+    """Medians of what *target* (``module:function``) took in fresh processes.
+
+    The function is called with *arguments* and returns a dict of counts; time and
+    processor time (all threads and children) are those of the call alone, without
+    imports.
+    """
+    runs = [_one(target, arguments) for _ in range(repeats)]
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
+def _one(target: str, arguments: Mapping[str, Any]) -> dict[str, float]:
+    out = subprocess.run(
+        [sys.executable, "-m", "benchmarks._measure", target, json.dumps(arguments)],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Call one function and print what it took, as one JSON line."""
+    target, arguments = sys.argv[1:]
+    module, _, name = target.partition(":")
+    function: Callable[..., dict[str, float]]
+    function = getattr(importlib.import_module(module), name)
+    cpu, wall = _cpu(), time.perf_counter()
+    counts = function(**json.loads(arguments))
+    took = {
+        "wall": time.perf_counter() - wall,
+        "cpu": _cpu() - cpu,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps({**took, **counts}))
+
+
+def _cpu() -> float:
+    total = 0.0
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        usage = resource.getrusage(who)
+        total += usage.ru_utime + usage.ru_stime
+    return total
+
+
+def versions() -> dict[str, str]:
+    """What was measured with."""
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in PACKAGES
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Traces, HTTP to Parquet: next to a bare HTTP loop, and to a bare CSV reader.
+
+    python -m benchmarks.bench_swc [--quick] [--json] [--versions]
+
+The bare loop asks for the same files with the same HTTP library over as many
+connections, and throws the bytes away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import anyio
+import pandas as pd
+from yarl import URL
+
+import asyncfetch
+from asyncfetch import _engine
+from asyncfetch._model import Limits
+from asyncfetch.swc import read_swc
+from benchmarks._measure import measured, versions
+from benchmarks._server import open_archive
+
+LATENCY = 0.020  # seconds before each answer
+CONNECTIONS = (16, 32)
+
+
+def ours(url: str, targets: list[str], connections: int) -> dict[str, float]:
+    """Download traces with asyncfetch: parsed, checked, committed."""
+
+    async def work() -> Any:
+        async with asyncfetch.NeuroMorpho(
+            base_url=url, limits=Limits(concurrency=connections)
+        ) as api:
+            plan = api.traces.plan(limit=len(targets))
+            with tempfile.TemporaryDirectory() as folder:
+                return await asyncfetch.download(plan, Path(folder) / "traces")
+
+    report = anyio.run(work)
+    assert report.items.get("ok", 0) + report.items.get("missing", 0) == len(targets)
+    return {"files": len(targets), "rows": report.rows}
+
+
+def bare(url: str, targets: list[str], connections: int) -> dict[str, float]:
+    """Ask for the same files and throw them away."""
+    todo = iter(targets)
+
+    async def loop(session: aiohttp.ClientSession) -> None:
+        for target in todo:
+            async with session.get(URL(url + target, encoded=True)) as answer:
+                await answer.read()
+
+    async def work() -> None:
+        async with (
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=connections)
+            ) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(connections):
+                group.create_task(loop(session))
+
+    asyncio.run(work())
+    return {"files": len(targets)}
+
+
+def parsing(url: str, targets: list[str], repeats: int) -> dict[str, float]:
+    """Microseconds a file: our reader with its checks, and pandas without any."""
+
+    async def read() -> list[bytes]:
+        async with aiohttp.ClientSession() as session:
+            found = []
+            for target in targets:
+                async with session.get(URL(url + target, encoded=True)) as answer:
+                    if answer.status == 200:
+                        found.append(await answer.read())
+            return found
+
+    files = asyncio.run(read())
+
+    def best(parse: Any) -> float:
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            for data in files:
+                parse(data)
+            times.append(time.perf_counter() - start)
+        return 1e6 * min(times) / len(files)
+
+    def with_pandas(data: bytes) -> Any:
+        return pd.read_csv(io.BytesIO(data), sep=" ", comment="#", header=None)
+
+    plain = [data for data in files if not _is_indented(data)]
+    files = plain
+    return {"read_swc_us": best(read_swc), "pandas_us": best(with_pandas)}
+
+
+def _is_indented(data: bytes) -> bool:
+    # pandas takes a leading blank for an empty first field; leave those files out.
+    return b"\n 1 " in data
+
+
+def targets_of(url: str, count: int) -> list[str]:
+    """The first *count* traces of the archive."""
+
+    async def work() -> list[str]:
+        async with asyncfetch.NeuroMorpho(base_url=url) as api:
+            survey = await _engine.survey(api.traces.plan(limit=count), keep=True)
+            return [item.request.target for item in survey.kept]
+
+    return anyio.run(work)
+
+
+def main() -> None:
+    """Print one line per number of connections, and one for parsing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small repeat")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--versions", action="store_true")
+    options = parser.parse_args()
+    repeats = 1 if options.quick else 5
+    count = 60 if options.quick else 2000
+    results: dict[str, Any] = {}
+    with open_archive(scale=count / 1000, latency=LATENCY) as urls:
+        url = urls["neuromorpho"]
+        targets = targets_of(url, count)
+        measured(
+            "benchmarks.bench_swc:bare", 1, url=url, targets=targets, connections=16
+        )
+        for connections in CONNECTIONS:
+            work = {"url": url, "targets": targets, "connections": connections}
+            base = measured("benchmarks.bench_swc:bare", repeats, **work)
+            mine = measured("benchmarks.bench_swc:ours", repeats, **work)
+            one = results[f"{connections} connections"] = {
+                "requests_ratio": base["wall"] / mine["wall"],
+                "requests_per_second": count / mine["wall"],
+                "cpu_ms_per_file": 1e3 * mine["cpu"] / count,
+                "bare_cpu_ms_per_file": 1e3 * base["cpu"] / count,
+                "peak_mb": mine["peak_mb"],
+            }
+            if not options.json:
+                print(
+                    f"traces, {connections} connections: "
+                    f"{one['requests_per_second']:.0f} files/s, "
+                    f"{100 * one['requests_ratio']:.0f} % of the bare loop's; "
+                    f"{one['cpu_ms_per_file']:.2f} ms CPU a file "
+                    f"(bare {one['bare_cpu_ms_per_file']:.2f}); "
+                    f"peak {one['peak_mb']:.0f} MB"
+                )
+        parsed = measured(
+            "benchmarks.bench_swc:parsing",
+            1,
+            url=url,
+            targets=targets[:50],
+            repeats=3 if options.quick else 20,
+        )
+        parsed["ratio"] = parsed["read_swc_us"] / parsed["pandas_us"]
+        results["parsing"] = parsed
+        if not options.json:
+            print(
+                f"parsing with graph checks: {parsed['read_swc_us']:.0f} us a file, "
+                f"{parsed['ratio']:.2f} x pandas.read_csv's "
+                f"({parsed['pandas_us']:.0f} us)"
+            )
+    if options.versions:
+        results["versions"] = versions()
+    if options.json or options.versions:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
