@@ -1,0 +1,60 @@
+"""What must pass: ``nox`` runs lint, typing and all tests."""
+
+import nox
+
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.error_on_external_run = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+GROUPS = PROJECT["dependency-groups"]
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style of every file."""
+    session.install(*GROUPS["lint"])
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Types of the package, and of how users may write."""
+    session.install(".", *GROUPS["typing"])
+    session.run("mypy", "--strict", "asyncfetch")
+    session.run("mypy", "--strict", "tests/typing")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests, against the installed package."""
+    session.install(".", *GROUPS["test"])
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """All tests with the lowest versions that pyproject allows."""
+    lowest = [one.replace(">=", "==") for one in PROJECT["project"]["dependencies"]]
+    session.install(".", *lowest, *GROUPS["test"])
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks, whole; each prints its ratios."""
+    session.install(".", *GROUPS["test"])
+    for name in ("bench_events", "bench_swc"):
+        session.run("python", "-m", f"benchmarks.{name}", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Wheel and source archive, and the tests against the built wheel."""
+    session.install("build", *GROUPS["test"])
+    out = session.create_tmp()
+    session.run("python", "-m", "build", "--outdir", out)
+    session.install("--find-links", out, "--no-index", "--no-deps", "asyncfetch")
+    session.install(*PROJECT["project"]["dependencies"])
+    session.run("pytest", *session.posargs)
