@@ -1,0 +1,1000 @@
+"""SWC traces: bytes -> nodes, header, diagnostics.
+
+SWC is seven numbers a row: id, type, x, y, z, radius, parent. The specification is
+narrow and real files are not, so the reader reads widely, reports exactly, never
+guesses silently and never repairs: every row of the file is a row of ``nodes``, or is
+reported under a code with its line.
+
+There are two ways in and one set of checks behind them. `_read_plain` takes the files
+that nearly everybody has (blanks or tabs, whole-line comments, no surprise) and parses
+whole columns at once; at the first thing it does not know it gives up, and
+`_read_lines` reads the same bytes line by line. The slow reader is the definition of
+the format; the fast one may only be a shortcut to the same result, which a property
+test holds it to.
+
+Codes are stable words. Those in `ERROR_CODES` say that a row or the tree is broken;
+those in `WARNING_CODES` that it is unusual and was read in the one way possible.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import os
+import re
+import zlib
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from itertools import islice
+from math import inf, isfinite, nan
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from asyncfetch.errors import DecodeError
+
+__all__ = [
+    "ERROR_CODES",
+    "NODES_SCHEMA",
+    "WARNING_CODES",
+    "Diagnostic",
+    "Morphology",
+    "read_swc",
+]
+
+MAX_BYTES: Final = 256 << 20  # after decompression; the largest trace met has 1.8 MB
+MAX_LINE: Final = 64 << 10  # bytes of one row; real rows have about 40
+MAX_HEADER: Final = 64 << 10  # bytes of comments that are kept
+MAX_LISTED: Final = 20  # diagnostics kept per code; all are counted
+MAX_TEXT: Final = 80  # characters of a line in a diagnostic
+
+_LENGTH = {"unit": "um"}  # unless `Morphology.units` says otherwise
+NODES_SCHEMA: Final = pa.schema(
+    [
+        pa.field("node_id", pa.int64(), nullable=False),
+        pa.field("type", pa.int32()),
+        pa.field("x", pa.float64(), nullable=False, metadata=_LENGTH),
+        pa.field("y", pa.float64(), nullable=False, metadata=_LENGTH),
+        pa.field("z", pa.float64(), nullable=False, metadata=_LENGTH),
+        pa.field("radius", pa.float64(), metadata=_LENGTH),
+        pa.field("parent_id", pa.int64(), nullable=False),
+    ],
+    metadata={"asyncfetch.format": "swc", "asyncfetch.schema": "1"},
+)
+
+ERROR_CODES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # the file
+        "not-swc": "expected rows of seven numbers",
+        "no-data": "expected at least one row",
+        "too-large": f"expected at most {MAX_BYTES} bytes",
+        # a row, which is dropped
+        "truncated": "expected a whole last line, the file seems cut off",
+        "short-row": "expected at least seven columns",
+        "line-too-long": f"expected rows of at most {MAX_LINE} bytes",
+        "ambiguous-separator": "expected the separator of the rows before it",
+        "non-numeric": "expected finite numbers",
+        "bad-id": "expected whole 64-bit numbers as id and parent",
+        "negative-id": "expected an id of 0 or more",
+        "bad-type": "expected a whole 32-bit number as type",
+        "na-coordinate": "expected finite coordinates",
+        "duplicate-id": "expected every id once",
+        # the tree, whose rows are kept
+        "missing-parent": "expected the parent among the rows",
+        "self-parent": "expected a parent other than the row itself",
+        "cycle": "expected a tree, the row is its own ancestor",
+        "no-root": "expected at least one row with parent -1",
+    }
+)
+
+WARNING_CODES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "bom": "a byte order mark was stripped",
+        "child-before-parent": "the parent comes later in the file",
+        "comma-separated": "commas or semicolons separate the columns",
+        "control-bytes": "trailing NUL or 0x1A bytes were stripped",
+        "decimal-comma": "a decimal comma was read as a point",
+        "duplicate-row": "a copy of an earlier row was dropped",
+        "extra-columns": "columns after the seventh were ignored",
+        "first-not-root": "the first row has a parent",
+        "float-id": "an id or parent is written as a decimal number",
+        "float-type": "a type is written as a decimal number",
+        "id-zero": "a node has the id 0",
+        "ids-not-contiguous": "ids do not count up by one from 0 or 1",
+        "indented-comment": "blanks before a comment",
+        "inline-comment": "a comment after a row",
+        "legacy-encoding": "not UTF-8, read as latin-1",
+        "multiple-roots": "more than one row with parent -1",
+        "na-radius": "a radius that is no number was read as null",
+        "no-soma": "no row of type 1",
+        "non-positive-radius": "a radius of 0 or less",
+        "odd-line-ends": "line ends other than all LF or all CRLF",
+        "odd-root-parent": "the parent of a root is not written -1",
+        "row-in-comment": "a comment that ends like a row, perhaps one is hidden in it",
+        "unusual-type": "a type outside 0 to 7, or none",
+    }
+)
+
+LineEnds = Literal["lf", "crlf", "cr", "mixed", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One finding in a file."""
+
+    code: str
+    """A key of `ERROR_CODES` or `WARNING_CODES`."""
+    line: int
+    """Counted from 1; 0 when it concerns the whole file."""
+    text: str
+    """The first characters of that line."""
+    hint: str = ""
+    """What may lie behind it, when more is known than the code says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Morphology:
+    """A trace, as its file has it: nothing sorted, renumbered, rescaled or moved."""
+
+    nodes: pa.Table
+    """One row per node in file order, with `NODES_SCHEMA`; ``parent_id`` -1 is a root.
+    A parent that is missing, below -1, or 0 without a node 0, is written -1 too."""
+    n_roots: int
+    """Nodes with ``parent_id`` -1."""
+    n_soma: int
+    """Nodes of type 1."""
+    n_rejected: int
+    """Rows dropped for an error; copies dropped as ``duplicate-row`` do not count."""
+    codes: tuple[str, ...]
+    """The distinct codes found, sorted."""
+    counts: Mapping[str, int]
+    """How often each code was found."""
+    diagnostics: tuple[Diagnostic, ...]
+    """The first 20 findings of each code, as they were found."""
+    header: str
+    """The comment lines from anywhere in the file, footers too, as they stand."""
+    header_cut: bool
+    """Whether there were more than 64 KiB of them."""
+    metadata: Mapping[str, str]
+    """Keys lifted from the header, spelled as there. Of a key that comes twice in any
+    spelling the first is kept. ``columns`` are the names of a column line."""
+    units: str
+    """Of coordinates and radius, as given."""
+    units_assumed: bool
+    """Whether the file is silent about them, and they are ``um`` by the format."""
+    offset: tuple[float, float, float] | None
+    """``# OFFSET``: what to add to the coordinates for an absolute position."""
+    n_synapses: int
+    """Lines of the synapse footer."""
+    encoding: str
+    """``utf-8`` (ASCII too), ``latin-1``, ``utf-16-le`` or ``utf-16-be``."""
+    line_ends: LineEnds
+    """``lf``, ``crlf``, ``cr``, ``mixed``, or ``none`` when there is no line end."""
+
+
+def read_swc(
+    source: bytes | str | os.PathLike[str], *, strict: bool = False
+) -> Morphology:
+    """Read the nodes of an SWC file in file order, and report all that is odd in it.
+
+    Parameters
+    ----------
+    source
+        The content of a file as bytes (gzip is unpacked), or a path.
+    strict
+        Raise at the first error, instead of dropping broken rows and reporting them.
+        Files without errors give the same result in both modes.
+
+    Raises
+    ------
+    DecodeError
+        No row is usable or, when `strict`, something is wrong. ``code`` is a key of
+        `ERROR_CODES`, ``path`` the line (``line 12``) or ``file``.
+    OSError
+        The path cannot be read.
+
+    Notes
+    -----
+    Ids are exact over the whole range of int64. Coordinates and radius are the doubles
+    nearest to the text. Time is linear in the size, but for sorting ids that are not
+    in order already. Starts no thread; safe to call from several.
+    """
+    if isinstance(source, bytes):
+        data = source
+    else:
+        with open(source, "rb") as file:  # noqa: PTH123 - takes str and PathLike alike
+            data = file.read(MAX_BYTES + 1)
+    report = _Report(strict=strict)
+    data = _unpacked(data, report)
+    data, encoding = _as_utf8(data, report)
+    _refuse_other_formats(data, report)
+    line_ends = _line_ends(data, report)
+    report.data = data
+
+    header = _Header()
+    rows = None
+    if line_ends in ("lf", "crlf", "none"):
+        rows = _read_plain(header, report)
+    if rows is None:
+        rows = _read_lines(header, report)
+    if not len(rows.ids):
+        raise report.nothing_usable()
+    rows = _checked_tree(rows, report)
+    return Morphology(
+        nodes=_table(rows),
+        n_roots=int(np.count_nonzero(rows.parents == -1)),
+        n_soma=int(np.count_nonzero(rows.types == 1)),
+        n_rejected=sum(report.counts.get(code, 0) for code in _DROPPING),
+        codes=tuple(sorted(report.counts)),
+        counts=report.counts,
+        diagnostics=tuple(report.listed),
+        header="\n".join(header.lines),
+        header_cut=header.cut,
+        metadata=header.metadata,
+        units=header.units or "um",
+        units_assumed=header.units is None,
+        offset=header.offset,
+        n_synapses=header.n_synapses,
+        encoding=encoding,
+        line_ends=line_ends,
+    )
+
+
+# --------------------------------------------------------------------------------------
+# What is found
+
+_DROPPING: Final = (
+    "truncated",
+    "short-row",
+    "line-too-long",
+    "ambiguous-separator",
+    "non-numeric",
+    "bad-id",
+    "negative-id",
+    "bad-type",
+    "na-coordinate",
+    "duplicate-id",
+)
+_BLANKS: Final = b" \t\x0b\x0c"
+
+
+class _Rows(NamedTuple):
+    """The columns of the rows read so far, as arrays of one length."""
+
+    ids: npt.NDArray[np.int64]
+    types: npt.NDArray[np.int32]
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.float64]
+    z: npt.NDArray[np.float64]
+    radius: npt.NDArray[np.float64]  # NaN where it is null
+    parents: npt.NDArray[np.int64]
+    untyped: npt.NDArray[np.bool_] | None  # where the type is null, if it is anywhere
+    lines: npt.NDArray[np.int64] | None  # None: every line that is no comment or blank
+    lost_ids: int  # rows dropped so far although they begin with an id
+
+
+class _Report:
+    """Collects findings; in strict mode raises the first error instead."""
+
+    def __init__(self, *, strict: bool) -> None:
+        self.strict = strict
+        self.data = b""
+        self.counts: dict[str, int] = {}
+        self.listed: list[Diagnostic] = []
+
+    @property
+    def terminated(self) -> bool:
+        return self.data.endswith((b"\n", b"\r"))
+
+    @cached_property
+    def lines(self) -> list[bytes]:
+        return self.data.splitlines()  # of bytes: at LF, CRLF and CR only
+
+    def add(self, code: str, line: int = 0, text: bytes = b"", hint: str = "") -> None:
+        count = self.counts.get(code, 0)
+        self.counts[code] = count + 1
+        if count >= MAX_LISTED:
+            return
+        # Four bytes are the longest character in UTF-8.
+        shown = text.strip(_BLANKS)[: 4 * MAX_TEXT].decode("utf-8", "replace")
+        found = Diagnostic(code, line, shown[:MAX_TEXT], hint)
+        self.listed.append(found)
+        if self.strict and code in ERROR_CODES:
+            raise _error(found)
+
+    def add_rows(self, code: str, rows: _Rows, where: npt.NDArray[np.intp]) -> None:
+        """Add a finding for each row whose index is in `where`, which is sorted."""
+        if not len(where):
+            return
+        first = where[:MAX_LISTED]
+        known = rows.lines
+        numbers = self.row_lines(int(first[-1]) + 1) if known is None else known
+        for number in numbers[first].tolist():
+            last = number == len(self.lines) and not self.terminated
+            hint = "possibly truncated" if last and code == "missing-parent" else ""
+            self.add(code, number, self.lines[number - 1], hint)
+        self.counts[code] += len(where) - len(first)
+
+    def row_lines(self, n_rows: int) -> npt.NDArray[np.int64]:
+        """Give the lines of the first rows of a plain file."""
+        rows = (
+            number
+            for number, line in enumerate(self.lines, 1)
+            if not line.startswith(b"#") and line.strip()
+        )
+        return np.fromiter(islice(rows, n_rows), np.int64, n_rows)
+
+    def fail(self, code: str, hint: str = "") -> DecodeError:
+        """Give the error for a file of which nothing can be used."""
+        return _error(Diagnostic(code, 0, "", hint))
+
+    def nothing_usable(self) -> DecodeError:
+        for found in self.listed:
+            if found.code in ERROR_CODES:
+                return _error(found)
+        return self.fail(
+            "no-data", "empty" if not self.data.strip() else "comments only"
+        )
+
+
+def _error(found: Diagnostic) -> DecodeError:
+    path = f"line {found.line}" if found.line else "file"
+    got = f", got {found.text!r}" if found.line else ""
+    hint = f" ({found.hint})" if found.hint else ""
+    return DecodeError(
+        f"SWC {path}: {found.code}: {ERROR_CODES[found.code]}{got}{hint}",
+        code=found.code,
+        path=path,
+    )
+
+
+# --------------------------------------------------------------------------------------
+# Bytes
+
+
+def _unpacked(data: bytes, report: _Report) -> bytes:
+    if data.startswith(b"\x1f\x8b"):
+        try:
+            with gzip.open(BytesIO(data)) as file:
+                data = file.read(MAX_BYTES + 1)
+        except EOFError:
+            raise report.fail("truncated", "gzip ends early") from None
+        except (OSError, zlib.error) as error:
+            raise report.fail("not-swc", f"broken gzip: {error}") from error
+    if len(data) > MAX_BYTES:
+        raise report.fail("too-large")
+    return data
+
+
+def _as_utf8(data: bytes, report: _Report) -> tuple[bytes, str]:
+    """Give the text as UTF-8 without byte order mark, and the encoding it came in."""
+    for mark, codec in (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    ):
+        if data.startswith(mark):
+            report.add("bom")
+            data = data.removeprefix(mark)
+            if codec != "utf-8":
+                # What cannot be decoded cannot be a number either: its row is reported.
+                return data.decode(codec, "replace").encode(), codec
+    try:
+        if not data.isascii():
+            data.decode()
+    except UnicodeDecodeError:
+        report.add("legacy-encoding")
+        return data.decode("latin-1").encode(), "latin-1"
+    return data, "utf-8"
+
+
+# First bytes of what servers and people send under the name of a trace.
+_OTHER_FORMATS: Final = (
+    (b"<", "markup, perhaps an error page"),
+    (b"{", "JSON"),
+    (b"[", "JSON"),
+    (b"PK\x03\x04", "zip"),
+    (b"%PDF", "PDF"),
+)
+
+
+def _refuse_other_formats(data: bytes, report: _Report) -> None:
+    start = data[:1024].lstrip()
+    for magic, name in _OTHER_FORMATS:
+        if start.startswith(magic):
+            raise report.fail("not-swc", f"this is {name}")
+    # NULs at the very end are padding, which a tape or a disk block left there.
+    if b"\0" in start and b"\0" in data.rstrip(b"\0\x1a \t\r\n")[:1024]:
+        raise report.fail("not-swc", "this is binary")
+
+
+def _line_ends(data: bytes, report: _Report) -> LineEnds:
+    cr = data.count(b"\r")
+    if not cr:
+        return "lf" if b"\n" in data else "none"
+    lf, crlf = data.count(b"\n"), data.count(b"\r\n")
+    if cr == lf == crlf:
+        return "crlf"
+    report.add("odd-line-ends")
+    return "mixed" if lf else "cr"
+
+
+# --------------------------------------------------------------------------------------
+# Comments
+
+# Fields of Cannon et al. 1998 and words of the SWC specification 1.0.0, written
+# ``# KEY value``; the misspelt one is what CloudVolume writes.
+_HEADER_KEYS: Final = frozenset(
+    """original_source creature region field/layer type contributor reference raw extras
+    soma_area shrinkage_correction shinkage_correction version_number version_date scale
+    sex age weight class condition label slicing microscopy coordinate brainspace
+    offset color""".split()  # noqa: SIM905 - a word list reads best as words
+)
+_KEY_VALUE = re.compile(r"(\w[\w /.()-]{0,63}?)\s*:(?:\s+(.*))?").fullmatch
+_INTEGER = re.compile(rb"[+-]?\d+").fullmatch
+_DECIMAL = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?").fullmatch
+
+
+class _Header:
+    """The comment lines, and what they say."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.cut = False
+        self.metadata: dict[str, str] = {}
+        self.units: str | None = None
+        self.offset: tuple[float, float, float] | None = None
+        self.n_synapses = 0
+        self._room = MAX_HEADER
+        self._seen: set[str] = set()
+        self._in_footer = False
+
+    def add(self, line: bytes, number: int, report: _Report) -> None:
+        if not line.startswith(b"#"):
+            report.add("indented-comment", number, line)
+        text = line.lstrip(_BLANKS).lstrip(b"#").strip()
+        mark = text[:13].lower()
+        if mark == b"start synapse":
+            self._in_footer = True
+        elif mark.startswith(b"end synapse"):
+            self._in_footer = False
+        elif self._in_footer:
+            self.n_synapses += 1
+        elif _ends_like_a_row(text):
+            report.add("row-in-comment", number, line)
+        if self.cut:
+            return
+        self.cut = len(line) > self._room
+        self.lines.append(line[: self._room].decode("utf-8", "ignore"))
+        self._room -= len(line) + 1
+        if not self.cut and not self._in_footer:
+            self._lift(text.decode())
+
+    def _lift(self, text: str) -> None:
+        word, *rest = text.split(None, 1) or [""]
+        if _names_columns(text):
+            self._put("columns", text)
+        elif word.lower() in _HEADER_KEYS:
+            self._put(word, "".join(rest))
+        elif found := _KEY_VALUE(text):
+            key, value = found.groups(default="")
+            self._put(key, value)
+            if key.lower() == "meta":
+                self._lift_json(value)
+
+    def _lift_json(self, text: str) -> None:
+        """Take what navis writes: ``# Meta: {"id": 1, "units": "1 nanometer"}``."""
+        try:
+            meta = json.loads(text)
+        except (ValueError, RecursionError):
+            return  # it stays in the metadata as raw text
+        if not isinstance(meta, dict):
+            return
+        for key in ("id", "name", "units"):
+            if (value := meta.get(key)) is not None:
+                shown = value if isinstance(value, str) else json.dumps(value)
+                # JSON can spell half a character, which no UTF-8 can hold.
+                self._put(key, shown.encode("utf-8", "replace").decode())
+
+    def _put(self, key: str, value: str) -> None:
+        folded = key.lower()
+        if folded == "shinkage_correction":
+            key, folded = "SHRINKAGE_CORRECTION", "shrinkage_correction"
+        if folded in self._seen:
+            return
+        self._seen.add(folded)
+        self.metadata[key] = value
+        if folded == "units" and value:
+            self.units = value
+        elif folded == "offset":
+            numbers = [float(w) for w in value.encode().split() if _DECIMAL(w)]
+            if len(numbers) == 3 and all(map(isfinite, numbers)):
+                self.offset = (numbers[0], numbers[1], numbers[2])
+
+
+def _names_columns(text: str) -> bool:
+    words = re.split(r"[\s,;]+", text, maxsplit=7)
+    return len(words) >= 7 and [w.lower() for w in words[2:5]] == ["x", "y", "z"]
+
+
+def _ends_like_a_row(comment: bytes) -> bool:
+    if not comment[-1:].isdigit():
+        return False
+    words = comment.rsplit(None, 7)[-7:]
+    return (
+        len(words) == 7
+        and all(map(_DECIMAL, words))
+        and all(map(_INTEGER, (words[0], words[1], words[6])))
+    )
+
+
+# --------------------------------------------------------------------------------------
+# Rows, line by line: the definition of the format
+
+_SEPARATORS: Final = re.compile(rb"[\s,;]+")
+_EMPTY_FIELD: Final = re.compile(rb"[,;]\s*[,;]")
+_INNER_COMMA: Final = re.compile(rb"[^,;\s][,;][^,;\s]")
+_DECIMAL_COMMA: Final = re.compile(rb"[+-]?\d+,\d+(?:[eE][+-]?\d+)?").fullmatch
+_NOT_A_NUMBER: Final = frozenset(b"na n/a nan none null inf infinity".split())
+
+
+class _BadRow(Exception):  # noqa: N818 - carries a code, not a message
+    """A row that cannot be used; its argument is the code."""
+
+
+class _Dialect:
+    """What separates columns, decided by the first rows and then binding.
+
+    A row such as ``1 1 0 0 0 5 -1`` does not tell whether the file writes ``0.5`` or
+    ``0,5``, so the decimal sign stays open until a row shows one. There is no falling
+    back row by row: ``1,234`` would be two columns here and one there.
+    """
+
+    def __init__(self) -> None:
+        self.kind: Literal["open", "blank", "point", "decimal-comma", "comma"] = "open"
+
+    def split(self, row: bytes) -> tuple[list[bytes], list[str]]:
+        """Give the columns, with points for decimal commas, and codes of warnings."""
+        tokens = row.split()
+        seven = b" ".join(tokens[:7])
+        if self.kind == "comma" or b"," in seven or b";" in seven:
+            return self._split_at_commas(row, tokens)
+        if len(tokens) < 7:
+            raise _BadRow("short-row")
+        if self.kind != "point" and _begins_with_number(row):
+            if b"." not in b"".join(tokens[2:6]):
+                if self.kind == "open":
+                    self.kind = "blank"
+            elif self.kind == "decimal-comma":
+                raise _BadRow("ambiguous-separator")
+            else:
+                self.kind = "point"
+        return tokens, []
+
+    def _split_at_commas(
+        self, row: bytes, tokens: list[bytes]
+    ) -> tuple[list[bytes], list[str]]:
+        if self.kind in ("open", "blank", "decimal-comma") and _decimal_commas(tokens):
+            self.kind = "decimal-comma"
+            return [token.replace(b",", b".") for token in tokens], ["decimal-comma"]
+        if self.kind == "decimal-comma" and len(tokens) < 7:
+            raise _BadRow("short-row")
+        fields = _SEPARATORS.split(row.rstrip(b",; \t"))
+        if len(fields) < 7 and self.kind in ("open", "comma"):
+            raise _BadRow("short-row")
+        if (
+            self.kind not in ("open", "comma")
+            # Neither: blanks in a file of commas. Both: which one is a decimal comma?
+            or (b"," in row) == (b";" in row)
+            or _EMPTY_FIELD.search(row)
+            or (len(tokens) >= 7 and _INNER_COMMA.search(row))
+        ):
+            raise _BadRow("ambiguous-separator")
+        if _begins_with_number(row):
+            self.kind = "comma"
+        return fields, ["comma-separated"]
+
+
+def _begins_with_number(row: bytes) -> bool:
+    return row[0] in b"+-.0123456789"
+
+
+def _decimal_commas(tokens: list[bytes]) -> bool:
+    """Whether commas are the decimal signs of columns 3 to 6, and nothing else."""
+    numbers = tokens[2:6]
+    others = b" ".join((*tokens[:2], *tokens[6:7]))
+    return (
+        len(tokens) >= 7
+        and not (b"," in others or b";" in others)
+        and not any(b"." in token or b";" in token for token in numbers)
+        and all(_DECIMAL_COMMA(token) for token in numbers if b"," in token)
+    )
+
+
+def _is_none(token: bytes) -> bool:
+    return token.lower().lstrip(b"+-") in _NOT_A_NUMBER
+
+
+def _whole(token: bytes, bits: int, otherwise: str) -> tuple[int, bool]:
+    """Give the integer that `token` is, and whether it is written as a decimal."""
+    value, decimal = None, False
+    if _INTEGER(token):
+        # int() refuses longer ones, which are far beyond 64 bits anyway.
+        value = int(token) if len(token) <= 4300 else None
+    elif _DECIMAL(token):
+        number, decimal = float(token), True
+        # From 2**53 on, a double stands for several integers.
+        value = int(number) if number.is_integer() and abs(number) < 2**53 else None
+    elif not _is_none(token):
+        raise _BadRow("non-numeric")
+    if value is None or not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        raise _BadRow(otherwise)
+    return value, decimal
+
+
+def _real(token: bytes) -> float:
+    value = float(token) if _DECIMAL(token) else inf
+    if not isfinite(value):
+        raise _BadRow("non-numeric")
+    return value
+
+
+class _Builder:
+    """Rows in the making."""
+
+    def __init__(self) -> None:
+        # Arrays, not lists: 256 MiB of text can hold 19 million rows.
+        self._ids, self._types, self._parents = array("q"), array("i"), array("q")
+        self._x, self._y, self._z = array("d"), array("d"), array("d")
+        self._radius, self._untyped, self._lines = array("d"), array("b"), array("q")
+        self._dialect = _Dialect()
+        self._lost_ids = 0
+
+    def add(self, row: bytes, number: int) -> list[str]:
+        """Append the row; give the codes of its warnings, or raise `_BadRow`."""
+        try:
+            return self._add(row, number)
+        except _BadRow:
+            self._lost_ids += row[:1].isdigit()
+            raise
+
+    def _add(self, row: bytes, number: int) -> list[str]:
+        if len(row) > MAX_LINE:
+            raise _BadRow("line-too-long")
+        columns, warnings = self._dialect.split(row)
+        if len(columns) > 7:
+            warnings.append("extra-columns")
+        node, decimal_id = _whole(columns[0], 64, "bad-id")
+        if node < 0:
+            raise _BadRow("negative-id")
+        untyped = _is_none(columns[1])
+        kind, decimal_type = (
+            (0, False) if untyped else _whole(columns[1], 32, "bad-type")
+        )
+        if any(map(_is_none, columns[2:5])):
+            raise _BadRow("na-coordinate")
+        x, y, z = map(_real, columns[2:5])
+        if _is_none(columns[5]):
+            radius = nan
+            warnings.append("na-radius")
+        else:
+            radius = _real(columns[5])
+        parent, decimal_parent = _whole(columns[6], 64, "bad-id")
+        if decimal_id or decimal_parent:
+            warnings.append("float-id")
+        if decimal_type:
+            warnings.append("float-type")
+        self._ids.append(node)
+        self._types.append(kind)
+        self._x.append(x)
+        self._y.append(y)
+        self._z.append(z)
+        self._radius.append(radius)
+        self._parents.append(parent)
+        self._untyped.append(untyped)
+        self._lines.append(number)
+        return warnings
+
+    def rows(self) -> _Rows:
+        return _Rows(
+            ids=np.frombuffer(self._ids, np.int64),
+            types=np.frombuffer(self._types, np.int32),
+            x=np.frombuffer(self._x),
+            y=np.frombuffer(self._y),
+            z=np.frombuffer(self._z),
+            radius=np.frombuffer(self._radius),
+            parents=np.frombuffer(self._parents, np.int64),
+            untyped=np.frombuffer(self._untyped, np.bool_),
+            lines=np.frombuffer(self._lines, np.int64),
+            lost_ids=self._lost_ids,
+        )
+
+
+def _read_lines(header: _Header, report: _Report) -> _Rows:
+    """Read any file."""
+    builder = _Builder()
+    lines = report.lines
+    for number, line in enumerate(lines, 1):
+        row, sharp, _ = line.partition(b"#")
+        row = row.strip(_BLANKS)
+        if row.endswith((b"\0", b"\x1a")):
+            report.add("control-bytes", number, line)
+            row = row.rstrip(b"\0\x1a" + _BLANKS)
+        if not row:
+            if sharp:
+                header.add(line, number, report)
+            continue
+        try:
+            warnings = builder.add(row, number)
+        except _BadRow as bad:
+            (code,) = bad.args
+            if code == "short-row" and number == len(lines) and not report.terminated:
+                code = "truncated"
+            report.add(code, number, line)
+            continue
+        if sharp:
+            warnings.append("inline-comment")
+        for code in warnings:
+            report.add(code, number, line)
+    return builder.rows()
+
+
+# --------------------------------------------------------------------------------------
+# Rows, whole columns at once
+
+_PLAIN: Final = b"0123456789+-.eE \t\r\n"
+_HEAD = re.compile(rb"(?:#[^\n]*(?:\n|\Z)|[ \t]*\r?\n)*")
+_BLOCK: Final = 1 << 20  # what is parsed at once: fits the cache, bounds the memory
+
+
+def _read_plain(header: _Header, report: _Report) -> _Rows | None:
+    """Read a file of plain rows with comments on lines of their own, else None.
+
+    `pyarrow.csv` would hand each file to an I/O thread, which costs 140 µs before the
+    first row; the casts of Arrow alone are exact, take less and stay in this thread.
+    """
+    found = _HEAD.match(report.data)
+    assert found is not None  # it matches the empty string
+    top = found.group().splitlines()
+    body = report.data[found.end() :]
+    comments = [(n, line) for n, line in enumerate(top, 1) if line.startswith(b"#")]
+    if b"#" in body:
+        lines = body.splitlines()
+        comments += (
+            (n, line)
+            for n, line in enumerate(lines, len(top) + 1)
+            if line.startswith(b"#")
+        )
+        body = b"\n".join(line for line in lines if not line.startswith(b"#"))
+    if not body or body.translate(None, _PLAIN):
+        return None
+    whole: list[npt.NDArray[np.int64]] = []
+    real: list[npt.NDArray[np.float64]] = []
+    for block in _blocks(body):
+        columns = _parse_block(block)
+        if columns is None:
+            return None
+        whole.append(columns[0])
+        real.append(columns[1])
+    ids, types, parents = whole[0] if len(whole) == 1 else np.concatenate(whole, axis=1)
+    x, y, z, radius = real[0] if len(real) == 1 else np.concatenate(real, axis=1)
+    for number, line in comments:
+        header.add(line, number, report)
+    return _Rows(
+        ids=ids,
+        types=types.astype(np.int32),
+        x=x,
+        y=y,
+        z=z,
+        radius=radius,
+        parents=parents,
+        untyped=None,
+        lines=None,
+        lost_ids=0,
+    )
+
+
+def _blocks(body: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(body):
+        end = len(body)
+        if end - start > _BLOCK:
+            end = body.rfind(b"\n", start, start + _BLOCK) + 1 or end
+        yield body[start:end]
+        start = end
+
+
+def _parse_block(
+    block: bytes,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
+    """Id, type and parent, and the four others, if each line holds seven numbers."""
+    block = b"\n%b\n" % block  # so that every token begins and ends at an edge
+    text = np.frombuffer(block, np.uint8)
+    inside = text > 32
+    edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).astype(np.int32)
+    n_tokens = len(edges) // 2
+    ends = np.flatnonzero(text == 10)
+    if n_tokens == 0 or n_tokens % 7 or (ends[1:] - ends[:-1]).max() > MAX_LINE:
+        return None
+    # How many tokens come before each line end: seven more each time, or none.
+    before = edges[::2].searchsorted(ends)
+    width = before[1:] - before[:-1]
+    if not ((width == 7) | (width == 0)).all():
+        return None
+    # The edges cut the text into token, gap, token, gap, ..., token.
+    pieces = pa.Array.from_buffers(
+        pa.string(),
+        2 * n_tokens - 1,
+        [None, pa.py_buffer(edges), pa.py_buffer(block)],
+    )
+    index = np.arange(0, 2 * n_tokens, 2).reshape(-1, 7).T
+    try:
+        whole = _cast(pieces, index[[0, 1, 6]], pa.int64())
+        real = _cast(pieces, index[2:6], pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    if (
+        whole[0].min() < 0
+        or whole[1].min() < -(2**31)
+        or whole[1].max() >= 2**31
+        or not np.isfinite(real).all()
+    ):
+        return None
+    return whole, real
+
+
+def _cast(pieces: pa.Array, index: npt.NDArray[np.intp], to: pa.DataType) -> Any:
+    """Give the numbers that the `pieces` at `index` are, in the shape of `index`."""
+    rows = _array(pa.int64(), np.ascontiguousarray(index, np.int64).ravel())
+    column = pieces.take(rows).cast(to)
+    numbers = np.frombuffer(column.buffers()[1], to.to_pandas_dtype())
+    return numbers[: index.size].reshape(index.shape)
+
+
+def _array(kind: pa.DataType, values: npt.NDArray[Any], valid: Any = None) -> pa.Array:
+    """Wrap numbers. `pa.array` would import pandas, a long stall in an event loop."""
+    bits = (
+        None if valid is None else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    )
+    return pa.Array.from_buffers(kind, len(values), [bits, pa.py_buffer(values)])
+
+
+# --------------------------------------------------------------------------------------
+# The tree
+
+
+def _checked_tree(rows: _Rows, report: _Report) -> _Rows:
+    """Drop duplicates and write roots as -1; everything else is only reported."""
+    if not _is_standard(rows):
+        rows = _without_duplicates(rows, report)
+        _report_ids(rows, report)
+        rows = _with_links_checked(rows, report)
+    unusual = (rows.types < 0) | (rows.types > 7)
+    if rows.untyped is not None:
+        unusual |= rows.untyped
+    report.add_rows("unusual-type", rows, np.flatnonzero(unusual))
+    report.add_rows("non-positive-radius", rows, np.flatnonzero(rows.radius <= 0))
+    if not (rows.types == 1).any():
+        report.add("no-soma")
+    return rows
+
+
+def _is_standard(rows: _Rows) -> bool:
+    """Whether ids are 1, 2, ..., the first row is the only root and parents come first.
+
+    True for nearly every standardized file of NeuroMorpho.Org, and then nothing is left
+    to check.
+    """
+    ids, parents = rows.ids, rows.parents[1:]
+    return bool(
+        rows.parents[0] == -1
+        and (ids == np.arange(1, len(ids) + 1)).all()
+        and (parents > 0).all()
+        and (parents < ids[1:]).all()
+    )
+
+
+def _without_duplicates(rows: _Rows, report: _Report) -> _Rows:
+    ids = rows.ids
+    if (ids[1:] > ids[:-1]).all():
+        return rows
+    order = np.argsort(ids, kind="stable")
+    again = np.zeros(len(ids), np.bool_)
+    again[1:] = ids[order][1:] == ids[order][:-1]
+    if not again.any():
+        return rows
+    first = np.maximum.accumulate(np.where(again, 0, np.arange(len(ids))))
+    copies, originals = order[again], order[first[again]]
+    equal = np.ones(len(copies), np.bool_)
+    for column in rows[:8]:
+        if column is not None:
+            one, other = column[copies], column[originals]
+            equal &= (one == other) | ((one != one) & (other != other))  # noqa: PLR0124 - NaN
+    if rows.lines is None:
+        rows = rows._replace(lines=report.row_lines(len(ids)))
+    report.add_rows("duplicate-row", rows, np.sort(copies[equal]))
+    report.add_rows("duplicate-id", rows, np.sort(copies[~equal]))
+    keep = np.ones(len(ids), np.bool_)
+    keep[copies] = False
+    columns = (column if column is None else column[keep] for column in rows[:9])
+    return _Rows(*columns, rows.lost_ids)  # type: ignore[arg-type] # in their order
+
+
+def _report_ids(rows: _Rows, report: _Report) -> None:
+    ids = rows.ids
+    report.add_rows("id-zero", rows, np.flatnonzero(ids == 0))
+    jumps = np.ones(len(ids), np.bool_)
+    jumps[0] = ids[0] > 1
+    jumps[1:] = ids[1:] - ids[:-1] != 1
+    # Rows that were dropped leave gaps which the file does not have.
+    gaps = int(ids[-1]) - (len(ids) - 1) - min(int(ids[0]), 1)
+    if not (ids[1:] > ids[:-1]).all() or gaps > rows.lost_ids:
+        report.add_rows("ids-not-contiguous", rows, np.flatnonzero(jumps))
+
+
+def _with_links_checked(rows: _Rows, report: _Report) -> _Rows:
+    ids, own = rows.ids, np.arange(len(rows.ids))
+    parents = rows.parents.copy()
+    order = np.argsort(ids, kind="stable")
+    place = np.minimum(ids.searchsorted(parents, sorter=order), len(ids) - 1)
+    above = order[place]  # the parent's row, where there is one
+    known = ids[above] == parents
+    odd_root = ~known & ((parents < -1) | (parents == 0))
+    missing = ~known & (parents > 0)
+    is_self = known & (above == own)
+    parents[odd_root | missing] = -1
+    above = np.where(known, above, own)
+    in_cycle = _in_cycles(above, own)
+
+    report.add_rows("missing-parent", rows, np.flatnonzero(missing))
+    report.add_rows("self-parent", rows, np.flatnonzero(is_self))
+    report.add_rows("cycle", rows, np.flatnonzero(in_cycle))
+    is_root = parents == -1
+    if not is_root.any():
+        report.add("no-root")
+    report.add_rows("odd-root-parent", rows, np.flatnonzero(odd_root))
+    report.add_rows("multiple-roots", rows, np.flatnonzero(is_root & ~missing)[1:])
+    if not is_root[0]:
+        report.add_rows("first-not-root", rows, own[:1])
+    late = (above > own) & ~in_cycle
+    report.add_rows("child-before-parent", rows, np.flatnonzero(late))
+    return rows._replace(parents=parents)
+
+
+def _in_cycles(
+    above: npt.NDArray[np.intp], own: npt.NDArray[np.intp]
+) -> npt.NDArray[np.bool_]:
+    """Mark the rows of cycles of two and more; rows that only lead there are not."""
+    found: npt.NDArray[np.bool_] = np.zeros(len(own), np.bool_)
+    if (above <= own).all():
+        return found
+    # Each step doubles how far everyone has gone up: after enough steps all are at a
+    # root, or on a cycle; and the ones on a cycle are all over it.
+    top = above
+    for _ in range(len(own).bit_length()):
+        top = top[top]
+    found[top] = True
+    found &= above != own
+    return found
+
+
+def _table(rows: _Rows) -> pa.Table:
+    typed = None if rows.untyped is None or not rows.untyped.any() else ~rows.untyped
+    known = ~np.isnan(rows.radius)
+    columns = [
+        _array(pa.int64(), rows.ids),
+        _array(pa.int32(), rows.types, typed),
+        _array(pa.float64(), rows.x),
+        _array(pa.float64(), rows.y),
+        _array(pa.float64(), rows.z),
+        _array(pa.float64(), rows.radius, None if known.all() else known),
+        _array(pa.int64(), rows.parents),
+    ]
+    return pa.Table.from_arrays(columns, schema=NODES_SCHEMA)
