@@ -29,24 +29,27 @@ def measured(target: str, repeats: int, **arguments: Any) -> dict[str, float]:
 
 
 def _one(target: str, arguments: Mapping[str, Any]) -> dict[str, float]:
-    out = subprocess.run(
-        [sys.executable, "-m", "benchmarks._measure", target, json.dumps(arguments)],
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks._measure", target],
+        input=json.dumps(arguments),
         stdout=subprocess.PIPE,
-        check=True,
+        check=False,
         text=True,
-    ).stdout
-    found: dict[str, float] = json.loads(out.splitlines()[-1])
+    )
+    if ended.returncode:
+        raise SystemExit(f"{target} ended with {ended.returncode}")
+    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
     return found
 
 
 def main() -> None:
     """Call one function and print what it took, as one JSON line."""
-    target, arguments = sys.argv[1:]
-    module, _, name = target.partition(":")
+    arguments = json.load(sys.stdin)
+    module, _, name = sys.argv[1].partition(":")
     function: Callable[..., dict[str, float]]
     function = getattr(importlib.import_module(module), name)
     cpu, wall = _cpu(), time.perf_counter()
-    counts = function(**json.loads(arguments))
+    counts = function(**arguments)
     took = {
         "wall": time.perf_counter() - wall,
         "cpu": _cpu() - cpu,

@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--versions", action="store_true")
     options = parser.parse_args()
-    repeats = 1 if options.quick else 5
+    repeats = 1 if options.quick else 3
     results: dict[str, Any] = {}
     for size, setup in SIZES.items():
         scale = setup["scale"] / 20 if options.quick else setup["scale"]

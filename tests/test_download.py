@@ -1,6 +1,5 @@
 """Datasets filled over HTTP: whole, resumed, drained, killed."""
 
-import random
 import signal
 import subprocess
 import sys

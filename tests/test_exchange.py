@@ -161,8 +161,10 @@ async def test_a_passing_error_is_asked_again(status):
     "header",
     [
         "Retry-After: 7200\r\n",
-        "Date: Fri, 31 Dec 1999 21:59:59 GMT\r\nRetry-After: "
-         "Fri, 31 Dec 1999 23:59:59 GMT\r\n",
+        (
+            "Date: Fri, 31 Dec 1999 21:59:59 GMT\r\nRetry-After: "
+            "Fri, 31 Dec 1999 23:59:59 GMT\r\n"
+        ),
     ],
     ids=["seconds", "date"],
 )
