@@ -355,9 +355,13 @@ def _to_list(value: Any, inner: Callable[[Any], Any], lenient: bool) -> list[Any
 
 def constant(text: str | None, count: int) -> pa.Array:
     """A column of *count* times the same text, stored once."""
+    zeros = _ZEROS if count <= len(_ZEROS) else pa.array(np.zeros(count, np.int32))
     return pa.DictionaryArray.from_arrays(
-        pa.array(np.zeros(count, np.int32)), pa.array([text], pa.string())
+        zeros.slice(0, count), pa.array([text], pa.string())
     )
+
+
+_ZEROS = pa.array(np.zeros(65536, np.int32))
 
 
 def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -29,6 +29,7 @@ import anyio
 import anyio.to_thread
 import pyarrow as pa
 from anyio.abc import ObjectReceiveStream, TaskGroup
+from anyio.streams.memory import MemoryObjectSendStream
 
 from asyncfetch._dataset import PlanRecord, Writer, schema_id
 from asyncfetch._decode import as_schema, without_taken_keys
@@ -69,7 +70,7 @@ logger = logging.getLogger("asyncfetch")
 
 # Workers beyond the host's slots decode and wait for the consumer while others are on
 # the wire, so that a slot is never idle for that. Each may hold one decoded item.
-SPARE_WORKERS = 4
+SPARE_WORKERS = 8
 # Items in a row that could not reach the host at all before the run ends: more than a
 # passing hiccup, and the rest of the plan is not burnt against a dead server.
 UNREACHABLE = 20
@@ -369,7 +370,7 @@ class Run:
             if self.draining:
                 return
             self._outstanding += 1
-            await self._give.send(item)
+            await _send(self._give, item)
 
     async def _work(self, todo: ObjectReceiveStream[PlannedItem]) -> None:
         async with todo:
@@ -384,7 +385,7 @@ class Run:
                             bytes=result.bytes,
                         )
                     )
-                    await self._report.send(result)
+                    await _send(self._report, result)
 
     async def _perform(self, planned: PlannedItem) -> ItemResult:
         item = planned.item
@@ -462,6 +463,14 @@ class Run:
                 f"{self._plan.exchange.host} could not be reached for {UNREACHABLE} "
                 f"items in a row, last: {error}; run again when it is back"
             ) from error
+
+
+async def _send(stream: MemoryObjectSendStream[T], value: T) -> None:
+    """Send without the checkpoint of an awaited send: 20 µs an item where it fits."""
+    try:
+        stream.send_nowait(value)
+    except anyio.WouldBlock:
+        await stream.send(value)
 
 
 @contextmanager
@@ -719,7 +728,7 @@ class _Download:
         self._writer = writer
         self._tally = tally
         # The writer is called by one at a time: feeder, consumer and heartbeat.
-        self._guard = anyio.Lock()
+        self._guard = anyio.Lock(fast_acquire=True)
         self._run = Run(
             plan,
             _WriterJournal(writer, only),

@@ -175,6 +175,8 @@ class Exchange:
                     response = await self._send(
                         request, interactive, spool_dir, observe
                     )
+                # Whoever waits for the slot sends first: decoding would keep the loop.
+                await anyio.lowlevel.cancel_shielded_checkpoint()
                 try:
                     known, unproved = unproved, _unproved(request, response)
                     if unproved is not None and unproved != known:

@@ -1,5 +1,6 @@
 """Datasets filled over HTTP: whole, resumed, drained, killed."""
 
+import random
 import signal
 import subprocess
 import sys
