@@ -435,7 +435,7 @@ _HEADER_KEYS: Final = frozenset(
     """original_source creature region field/layer type contributor reference raw extras
     soma_area shrinkage_correction shinkage_correction version_number version_date scale
     sex age weight class condition label slicing microscopy coordinate brainspace
-    offset color""".split()  # noqa: SIM905 - a word list reads best as words
+    offset color""".split()
 )
 _KEY_VALUE = re.compile(r"(\w[\w /.()-]{0,63}?)\s*:(?:\s+(.*))?").fullmatch
 _INTEGER = re.compile(rb"[+-]?\d+").fullmatch

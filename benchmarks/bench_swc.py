@@ -81,8 +81,9 @@ def parsing(url: str, targets: list[str], rounds: int) -> dict[str, float]:
             found = []
             for target in targets:
                 async with session.get(URL(url + target, encoded=True)) as answer:
-                    if answer.status == 200:
-                        found.append(await answer.read())
+                    body = await answer.read()
+                    if answer.status == 200 and body:
+                        found.append(body)
             return found
 
     files = asyncio.run(read())

@@ -13,8 +13,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, overload
+from typing import Any, ClassVar, Literal, Self, overload
 
+import pandas as pd  # here, because pyarrow would import it later, inside the loop
 import pyarrow as pa
 
 from asyncfetch import _engine
@@ -31,9 +32,6 @@ from asyncfetch._model import (
     Source,
 )
 from asyncfetch.errors import ConfigurationError, NotFound
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 OutputType = Literal["json", "df", "arrow"]
 
@@ -394,8 +392,6 @@ class Table:
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
     """A DataFrame with nullable integers as integers and JSON columns as objects."""
-    import pandas as pd  # noqa: PLC0415 - slow to import, not needed for json
-
     columns = {}
     for field, values in zip(table.schema, table.columns, strict=True):
         if field.type == JSON:

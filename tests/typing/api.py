@@ -1,0 +1,60 @@
+"""Never run: mypy checks that this is how users may write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+import asyncfetch
+from asyncfetch.swc import Morphology, read_swc
+
+
+async def rows() -> None:
+    """Await rows in three forms."""
+    limits = asyncfetch.Limits(rate=2.0, concurrency=4)
+    async with asyncfetch.Neuroscout(limits=limits, contact="me@lab.example") as api:
+        frame: pd.DataFrame = await api.predictor_events.get(
+            predictor_name=["speech"], dataset_name="SherlockMerlin", output_type="df"
+        )
+        table: pa.Table = await api.runs.get(dataset_id=5, output_type="arrow")
+        records: Any = await api.datasets.get(name="SherlockMerlin", limit=3)
+        one: Any = await api.datasets.get(5)
+    _ = frame, table, records, one
+
+
+async def batches() -> int:
+    """Stream record batches."""
+    count = 0
+    async with asyncfetch.NeuroMorpho.from_env() as api:
+        async with api.traces.stream(archive="Siegert", on_error="report") as stream:
+            async for batch in stream:
+                count += batch.num_rows
+        failed: list[str] = [item.key for item in stream.failed]
+    return count + len(failed)
+
+
+async def datasets(dest: Path) -> asyncfetch.Report:
+    """Fill a dataset and look at it."""
+    api = asyncfetch.Neuroscout()
+    plan = api.table("predictor-events").plan(dataset_name="SherlockMerlin", limit=5)
+    try:
+        report = await asyncfetch.download(plan, dest, progress=True)
+        report.raise_for_failed()
+    except asyncfetch.ItemError as error:
+        print(error.key, error.cause, error.report)
+        raise
+    finally:
+        await api.aclose()
+    view: asyncfetch.View = asyncfetch.open_dataset(dest)
+    print(view.plan.table, view.state().rows)
+    return report
+
+
+def trace(path: Path) -> Morphology:
+    """Read a trace."""
+    morphology = read_swc(path, strict=True)
+    print(morphology.n_roots, morphology.codes)
+    return morphology
