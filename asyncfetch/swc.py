@@ -226,7 +226,7 @@ def read_swc(
     if rows is None:
         rows = _read_lines(header, report)
     if not len(rows.ids):
-        raise report.nothing_usable()
+        raise report.nothing_usable("comments only" if header.lines else "empty")
     rows = _checked_tree(rows, report)
     return Morphology(
         nodes=_table(rows),
@@ -338,13 +338,12 @@ class _Report:
         """Give the error for a file of which nothing can be used."""
         return _error(Diagnostic(code, 0, "", hint))
 
-    def nothing_usable(self) -> DecodeError:
+    def nothing_usable(self, otherwise: str) -> DecodeError:
+        """Give the error for a file without a good row: its first, if it had rows."""
         for found in self.listed:
             if found.code in ERROR_CODES:
                 return _error(found)
-        return self.fail(
-            "no-data", "empty" if not self.data.strip() else "comments only"
-        )
+        return self.fail("no-data", otherwise)
 
 
 def _error(found: Diagnostic) -> DecodeError:
@@ -437,7 +436,7 @@ _HEADER_KEYS: Final = frozenset(
     """original_source creature region field/layer type contributor reference raw extras
     soma_area shrinkage_correction shinkage_correction version_number version_date scale
     sex age weight class condition label slicing microscopy coordinate brainspace
-    offset color""".split()  # noqa: SIM905 - a word list reads best as words
+    offset color""".split()
 )
 _KEY_VALUE = re.compile(r"(\w[\w /.()-]{0,63}?)\s*:(?:\s+(.*))?").fullmatch
 _COLUMN_NAMES = re.compile(
@@ -754,7 +753,9 @@ def _read_lines(header: _Header, report: _Report) -> _Rows:
 
 _PLAIN: Final = b"0123456789+-.eE \t\r\n"
 _HEAD = re.compile(rb"(?:#[^\n]*(?:\n|\Z)|[ \t]*\r?\n)*")
-_COLUMN_ORDER: Final = np.array([0, 2, 12, 4, 6, 8, 10])  # the three whole ones first
+_COLUMN_ORDER: Final = np.array(
+    [0, 2, 12, 4, 6, 8, 10], np.int64
+)  # the three whole ones first
 _BLOCK: Final = 1 << 20  # what is parsed at once: fits the cache, bounds the memory
 
 
@@ -834,7 +835,7 @@ def _parse_block(
         2 * n_tokens - 1,
         [None, pa.py_buffer(edges), pa.py_buffer(block)],
     )
-    index = np.add.outer(_COLUMN_ORDER, np.arange(0, 2 * n_tokens, 14))
+    index = np.add.outer(_COLUMN_ORDER, np.arange(0, 2 * n_tokens, 14, dtype=np.int64))
     columns = pieces.take(_array(pa.int64(), index.ravel()))
     try:
         whole = _numbers(columns[: 3 * n_rows].cast(pa.int64()), np.int64)
@@ -941,8 +942,8 @@ def _without_duplicates(rows: _Rows, report: _Report) -> _Rows:
     report.add_rows("duplicate-id", rows, np.sort(copies[~equal]))
     keep = np.ones(len(ids), np.bool_)
     keep[copies] = False
-    columns = (column if column is None else column[keep] for column in rows[:9])
-    return _Rows(*columns, rows.lost_ids)  # type: ignore[arg-type] # in their order
+    columns = [column if column is None else column[keep] for column in rows[:9]]
+    return _Rows._make([*columns, rows.lost_ids])
 
 
 def _report_ids(rows: _Rows, report: _Report) -> None:
