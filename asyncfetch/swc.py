@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from itertools import islice
-from math import inf, isfinite, nan
+from math import isfinite, isnan, nan
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +122,7 @@ WARNING_CODES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+_Number = TypeVar("_Number", np.int64, np.float64)
 LineEnds = Literal["lf", "crlf", "cr", "mixed", "none"]
 
 
@@ -225,13 +226,13 @@ def read_swc(
     if rows is None:
         rows = _read_lines(header, report)
     if not len(rows.ids):
-        raise report.nothing_usable()
+        raise report.nothing_usable("comments only" if header.lines else "empty")
     rows = _checked_tree(rows, report)
     return Morphology(
         nodes=_table(rows),
         n_roots=int(np.count_nonzero(rows.parents == -1)),
         n_soma=int(np.count_nonzero(rows.types == 1)),
-        n_rejected=sum(report.counts.get(code, 0) for code in _DROPPING),
+        n_rejected=sum(n for code, n in report.counts.items() if code in _DROPPING),
         codes=tuple(sorted(report.counts)),
         counts=report.counts,
         diagnostics=tuple(report.listed),
@@ -250,17 +251,19 @@ def read_swc(
 # --------------------------------------------------------------------------------------
 # What is found
 
-_DROPPING: Final = (
-    "truncated",
-    "short-row",
-    "line-too-long",
-    "ambiguous-separator",
-    "non-numeric",
-    "bad-id",
-    "negative-id",
-    "bad-type",
-    "na-coordinate",
-    "duplicate-id",
+_DROPPING: Final = frozenset(
+    (
+        "truncated",
+        "short-row",
+        "line-too-long",
+        "ambiguous-separator",
+        "non-numeric",
+        "bad-id",
+        "negative-id",
+        "bad-type",
+        "na-coordinate",
+        "duplicate-id",
+    )
 )
 _BLANKS: Final = b" \t\x0b\x0c"
 
@@ -335,13 +338,12 @@ class _Report:
         """Give the error for a file of which nothing can be used."""
         return _error(Diagnostic(code, 0, "", hint))
 
-    def nothing_usable(self) -> DecodeError:
+    def nothing_usable(self, otherwise: str) -> DecodeError:
+        """Give the error for a file without a good row: its first, if it had rows."""
         for found in self.listed:
             if found.code in ERROR_CODES:
                 return _error(found)
-        return self.fail(
-            "no-data", "empty" if not self.data.strip() else "comments only"
-        )
+        return self.fail("no-data", otherwise)
 
 
 def _error(found: Diagnostic) -> DecodeError:
@@ -416,11 +418,10 @@ def _refuse_other_formats(data: bytes, report: _Report) -> None:
 
 
 def _line_ends(data: bytes, report: _Report) -> LineEnds:
-    cr = data.count(b"\r")
-    if not cr:
+    if b"\r" not in data:
         return "lf" if b"\n" in data else "none"
-    lf, crlf = data.count(b"\n"), data.count(b"\r\n")
-    if cr == lf == crlf:
+    lf = data.count(b"\n")
+    if data.count(b"\r") == lf == data.count(b"\r\n"):
         return "crlf"
     report.add("odd-line-ends")
     return "mixed" if lf else "cr"
@@ -438,6 +439,9 @@ _HEADER_KEYS: Final = frozenset(
     offset color""".split()
 )
 _KEY_VALUE = re.compile(r"(\w[\w /.()-]{0,63}?)\s*:(?:\s+(.*))?").fullmatch
+_COLUMN_NAMES = re.compile(
+    r"(?:[^\s,;]+[\s,;]+){2}x[\s,;]+y[\s,;]+z[\s,;]+[^\s,;]+[\s,;]+\S", re.IGNORECASE
+).match
 _INTEGER = re.compile(rb"[+-]?\d+").fullmatch
 _DECIMAL = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?").fullmatch
 
@@ -479,7 +483,7 @@ class _Header:
 
     def _lift(self, text: str) -> None:
         word, *rest = text.split(None, 1) or [""]
-        if _names_columns(text):
+        if _COLUMN_NAMES(text):
             self._put("columns", text)
         elif word.lower() in _HEADER_KEYS:
             self._put(word, "".join(rest))
@@ -517,11 +521,6 @@ class _Header:
             numbers = [float(w) for w in value.encode().split() if _DECIMAL(w)]
             if len(numbers) == 3 and all(map(isfinite, numbers)):
                 self.offset = (numbers[0], numbers[1], numbers[2])
-
-
-def _names_columns(text: str) -> bool:
-    words = re.split(r"[\s,;]+", text, maxsplit=7)
-    return len(words) >= 7 and [w.lower() for w in words[2:5]] == ["x", "y", "z"]
 
 
 def _ends_like_a_row(comment: bytes) -> bool:
@@ -625,6 +624,8 @@ def _is_none(token: bytes) -> bool:
 def _whole(token: bytes, bits: int, otherwise: str) -> tuple[int, bool]:
     """Give the integer that `token` is, and whether it is written as a decimal."""
     value, decimal = None, False
+    if token.isdigit() and len(token) < 10:  # nearly all of them
+        return int(token), False
     if _INTEGER(token):
         # int() refuses longer ones, which are far beyond 64 bits anyway.
         value = int(token) if len(token) <= 4300 else None
@@ -640,10 +641,14 @@ def _whole(token: bytes, bits: int, otherwise: str) -> tuple[int, bool]:
 
 
 def _real(token: bytes) -> float:
-    value = float(token) if _DECIMAL(token) else inf
-    if not isfinite(value):
-        raise _BadRow("non-numeric")
-    return value
+    """Give the nearest double; NaN for what is written instead of a number."""
+    if _DECIMAL(token):
+        value = float(token)
+        if isfinite(value):
+            return value
+    elif _is_none(token):
+        return nan
+    raise _BadRow("non-numeric")
 
 
 class _Builder:
@@ -674,18 +679,15 @@ class _Builder:
         node, decimal_id = _whole(columns[0], 64, "bad-id")
         if node < 0:
             raise _BadRow("negative-id")
-        untyped = _is_none(columns[1])
+        untyped = not columns[1].isdigit() and _is_none(columns[1])
         kind, decimal_type = (
             (0, False) if untyped else _whole(columns[1], 32, "bad-type")
         )
-        if any(map(_is_none, columns[2:5])):
+        x, y, z, radius = map(_real, columns[2:6])
+        if isnan(x) or isnan(y) or isnan(z):
             raise _BadRow("na-coordinate")
-        x, y, z = map(_real, columns[2:5])
-        if _is_none(columns[5]):
-            radius = nan
+        if isnan(radius):
             warnings.append("na-radius")
-        else:
-            radius = _real(columns[5])
         parent, decimal_parent = _whole(columns[6], 64, "bad-id")
         if decimal_id or decimal_parent:
             warnings.append("float-id")
@@ -751,6 +753,9 @@ def _read_lines(header: _Header, report: _Report) -> _Rows:
 
 _PLAIN: Final = b"0123456789+-.eE \t\r\n"
 _HEAD = re.compile(rb"(?:#[^\n]*(?:\n|\Z)|[ \t]*\r?\n)*")
+_COLUMN_ORDER: Final = np.array(
+    [0, 2, 12, 4, 6, 8, 10], np.int64
+)  # the three whole ones first
 _BLOCK: Final = 1 << 20  # what is parsed at once: fits the cache, bounds the memory
 
 
@@ -815,18 +820,14 @@ def _parse_block(
     block: bytes,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
     """Id, type and parent, and the four others, if each line holds seven numbers."""
-    block = b"\n%b\n" % block  # so that every token begins and ends at an edge
+    # So that every token begins and ends at an edge.
+    block = (b"\n%b" if block.endswith(b"\n") else b"\n%b\n") % block
     text = np.frombuffer(block, np.uint8)
     inside = text > 32
     edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).astype(np.int32)
     n_tokens = len(edges) // 2
-    ends = np.flatnonzero(text == 10)
-    if n_tokens == 0 or n_tokens % 7 or (ends[1:] - ends[:-1]).max() > MAX_LINE:
-        return None
-    # How many tokens come before each line end: seven more each time, or none.
-    before = edges[::2].searchsorted(ends)
-    width = before[1:] - before[:-1]
-    if not ((width == 7) | (width == 0)).all():
+    n_rows = n_tokens // 7
+    if n_tokens == 0 or n_tokens % 7 or not _is_seven_a_line(edges, text == 10):
         return None
     # The edges cut the text into token, gap, token, gap, ..., token.
     pieces = pa.Array.from_buffers(
@@ -834,28 +835,46 @@ def _parse_block(
         2 * n_tokens - 1,
         [None, pa.py_buffer(edges), pa.py_buffer(block)],
     )
-    index = np.arange(0, 2 * n_tokens, 2).reshape(-1, 7).T
+    index = np.add.outer(_COLUMN_ORDER, np.arange(0, 2 * n_tokens, 14, dtype=np.int64))
+    columns = pieces.take(_array(pa.int64(), index.ravel()))
     try:
-        whole = _cast(pieces, index[[0, 1, 6]], pa.int64())
-        real = _cast(pieces, index[2:6], pa.float64())
+        whole = _numbers(columns[: 3 * n_rows].cast(pa.int64()), np.int64)
+        real = _numbers(columns[3 * n_rows :].cast(pa.float64()), np.float64)
     except pa.ArrowInvalid:
         return None
+    ids, types, _ = whole = whole.reshape(3, n_rows)
     if (
-        whole[0].min() < 0
-        or whole[1].min() < -(2**31)
-        or whole[1].max() >= 2**31
+        ids.min() < 0
+        or types.min() < -(2**31)
+        or types.max() >= 2**31
         or not np.isfinite(real).all()
     ):
         return None
-    return whole, real
+    return whole, real.reshape(4, n_rows)
 
 
-def _cast(pieces: pa.Array, index: npt.NDArray[np.intp], to: pa.DataType) -> Any:
-    """Give the numbers that the `pieces` at `index` are, in the shape of `index`."""
-    rows = _array(pa.int64(), np.ascontiguousarray(index, np.int64).ravel())
-    column = pieces.take(rows).cast(to)
-    numbers = np.frombuffer(column.buffers()[1], to.to_pandas_dtype())
-    return numbers[: index.size].reshape(index.shape)
+def _is_seven_a_line(
+    edges: npt.NDArray[np.int32], is_end: npt.NDArray[np.bool_]
+) -> bool:
+    """Whether every line has seven tokens or none, and not too many bytes."""
+    n_rows = len(edges) // 14
+    if (
+        len(is_end) <= MAX_LINE
+        and np.count_nonzero(is_end) == n_rows + 1
+        and is_end[edges[13::14]].all()
+    ):
+        return True  # each seventh token ends its line, and there are no other lines
+    ends = np.flatnonzero(is_end)
+    # How many tokens come before each line end: seven more each time, or none.
+    before = edges[::2].searchsorted(ends)
+    width = before[1:] - before[:-1]
+    return bool(
+        ((width == 7) | (width == 0)).all() and (ends[1:] - ends[:-1]).max() <= MAX_LINE
+    )
+
+
+def _numbers(column: pa.Array, dtype: type[_Number]) -> npt.NDArray[_Number]:
+    return np.frombuffer(column.buffers()[1], dtype)[column.offset :][: len(column)]
 
 
 def _array(kind: pa.DataType, values: npt.NDArray[Any], valid: Any = None) -> pa.Array:
@@ -923,8 +942,8 @@ def _without_duplicates(rows: _Rows, report: _Report) -> _Rows:
     report.add_rows("duplicate-id", rows, np.sort(copies[~equal]))
     keep = np.ones(len(ids), np.bool_)
     keep[copies] = False
-    columns = (column if column is None else column[keep] for column in rows[:9])
-    return _Rows(*columns, rows.lost_ids)  # type: ignore[arg-type] # in their order
+    columns = [column if column is None else column[keep] for column in rows[:9]]
+    return _Rows._make([*columns, rows.lost_ids])
 
 
 def _report_ids(rows: _Rows, report: _Report) -> None:
