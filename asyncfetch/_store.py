@@ -120,7 +120,7 @@ class LocalStore:
         try:
             with os.scandir(self.root / folder) as entries:
                 return {one.name: one.stat().st_size for one in sorted_files(entries)}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
 
     def read_text(self, name: str) -> str | None:
