@@ -278,9 +278,12 @@ class _Ledger:
         self._load(keys)
 
     def _load(self, keys: _KeySet | None) -> None:
+        # In this order: while a writer is at work, then at most its last commit lacks
+        # its part here, and none that builds on it is in the list.
+        names = _items_names(self._store)
         parts = self._store.names()
         listed: list[Longs] = [np.zeros(0, dtype=np.int64)]
-        for name in _items_names(self._store):
+        for name in names:
             with _opened(self._store.path(f"{ITEMS}/{name}"), ["outcome"]) as file:
                 commit = _Commit.of(name, file.metadata)
                 if commit.part is not None and commit.part not in parts:
@@ -294,9 +297,17 @@ class _Ledger:
                 self.commits.append(commit)
                 listed.extend(self._read_items(file))
         follow_ups = np.unique(np.concatenate(listed))
+        ended = int(np.count_nonzero(self.state))
         for name in _plan_names(self._store):
             with _opened(self._store.path(f"{PLAN}/{name}")) as file:
-                self._read_block(name, file, follow_ups, keys)
+                ended -= self._read_block(name, file, follow_ups, keys)
+        if ended:
+            # No kill leaves this: what a lost response led to was committed after it.
+            raise DatasetError(
+                f"expected items of the plan, got {ended} that it does not hold in "
+                f"{self._store.path(ITEMS)}: files were taken away; run verify with "
+                "--repair"
+            )
 
     def _read_items(self, file: pq.ParquetFile) -> Iterator[Longs]:
         for batch in file.iter_batches(columns=["ordinal", "outcome", "follow_up"]):
@@ -316,22 +327,25 @@ class _Ledger:
         file: pq.ParquetFile,
         follow_ups: Longs,
         keys: _KeySet | None,
-    ) -> None:
+    ) -> int:
+        """Know a block of the plan; how many of its items have ended."""
         wanted = ["ordinal", "parent"] if keys is None else ["ordinal", "parent", "key"]
-        first, last = -1, -1
+        first, last, ended = -1, -1, 0
         for batch in file.iter_batches(columns=wanted):
             ordinals = batch.column("ordinal").to_numpy()
             if not len(ordinals):
                 continue
             first = int(ordinals[0]) if first < 0 else first
             last = int(ordinals[-1])
+            self.reserve(last + 1)
             parents = batch.column("parent")
             counts: Flags = np.ones(len(ordinals), dtype=np.bool_)
+            if not parents.null_count:
+                counts = np.isin(ordinals, follow_ups)
+            ended += int(np.count_nonzero(self.state[ordinals[counts]]))
             if parents.null_count:
                 self.plan_roots(ordinals)
             else:
-                self.reserve(last + 1)
-                counts = np.isin(ordinals, follow_ups)
                 self._plan_found(ordinals[counts], parents.to_numpy()[counts])
             if keys is not None:
                 keys.add(_hashes(batch.column("key").filter(pa.array(counts))))
@@ -340,6 +354,7 @@ class _Ledger:
         if b"asyncfetch.cursor" in metadata:
             self.cursor = json.loads(metadata[b"asyncfetch.cursor"])
             self.complete = self.cursor is None
+        return ended
 
     def add_block(self, name: str, first: int, last: int) -> None:
         """Know a file of plan rows."""
@@ -690,10 +705,7 @@ class Writer:
             store.create()
             lock.acquire()
         except OSError as error:
-            raise DatasetError(
-                f"expected a directory that can be written, got {store.root}: "
-                f"{error.strerror}"
-            ) from error
+            raise _unwritable(store.root, error) from error
         crash_point("open-locked")
         try:
             staging.announce()
@@ -1343,6 +1355,12 @@ def open_dataset(dest: str | Path) -> View:
     return View(dest)
 
 
+def _unwritable(root: Path, error: OSError) -> DatasetError:
+    return DatasetError(
+        f"expected a directory that can be written, got {root}: {error.strerror}"
+    )
+
+
 def _no_dataset(root: Path) -> DatasetError:
     return DatasetError(
         f"expected a dataset, got none at {root}: there is no {PLAN_FILE}"
@@ -1362,7 +1380,7 @@ class Problem:
 
 
 def verify(dest: str | Path, *, repair: bool = False) -> list[Problem]:
-    """Prove that plan, items, parts and reports of a dataset at rest agree.
+    """Prove that plan, items, parts and reports of a dataset agree.
 
     Every page of every file is read and its checksum compared.
 
@@ -1375,28 +1393,34 @@ def verify(dest: str | Path, *, repair: bool = False) -> list[Problem]:
     Raises
     ------
     DatasetError
-        There is no dataset; or, with *repair*, another writer is at work.
+        There is no dataset, a writer is at work in it, or it is to be repaired and
+        cannot be written.
     """
     store = LocalStore(_destination(dest))
     if stored_plan(store) is None:
         raise _no_dataset(store.root)
-    if not repair:
-        return _Audit(store).problems
     run = secrets.token_hex(8)
     staging = Staging(store, run)
     lock = Lock(
         store.path(f"{RECORDS}/lock"), run, clock=time.monotonic, sleep=time.sleep
     )
-    lock.acquire()
     try:
-        staging.announce()
+        lock.acquire()
+    except OSError as error:
+        if repair:  # otherwise it may be an archive on a read-only disk
+            raise _unwritable(store.root, error) from error
+    try:
+        if repair:
+            staging.announce()
         audit = _Audit(store)
-        for name in audit.untrusted:
-            store.remove(name)
-        for name in _Audit(store).wrong_reports:  # of runs whose commits are gone now
-            store.remove(name)
+        if repair:
+            for name in audit.untrusted:
+                store.remove(name)
+            for name in _Audit(store).wrong_reports:  # of runs whose commits went
+                store.remove(name)
     finally:
-        _let_go(staging, lock)
+        staging.discard()
+        lock.release(erase=True)
     return audit.problems
 
 

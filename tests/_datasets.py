@@ -87,12 +87,13 @@ def batch_of(
 def result_of(planned: PlannedItem, **changes: Any) -> ItemResult:
     """What fetching an item gives."""
     key = planned.item.key
+    if "batches" not in changes:
+        changes["batches"] = () if key in MISSING else (batch_of(rows_of(key)),)
     result = ItemResult(
         ordinal=planned.ordinal,
         key=key,
         url=f"https://example.org/api/{key}",
         outcome=Outcome.OK,
-        batches=(batch_of(rows_of(key)),),
         follow_up=tuple(map(item, FOLLOW_UPS.get(key, ()))),
         http_status=200,
         bytes=1000,
@@ -101,9 +102,7 @@ def result_of(planned: PlannedItem, **changes: Any) -> ItemResult:
         detail={"header": key},
     )
     if key in MISSING:
-        result = replace(
-            result, outcome=Outcome.MISSING, batches=(), http_status=404, detail={}
-        )
+        result = replace(result, outcome=Outcome.MISSING, http_status=404, detail={})
     return replace(result, **changes)
 
 
