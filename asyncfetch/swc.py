@@ -567,7 +567,7 @@ class _Dialect:
             return self._split_at_commas(row, tokens)
         if len(tokens) < 7:
             raise _BadRow("short-row")
-        if self.kind != "point" and _begins_with_number(row):
+        if self.kind != "point":
             if b"." not in b"".join(tokens[2:6]):
                 if self.kind == "open":
                     self.kind = "blank"
@@ -596,13 +596,8 @@ class _Dialect:
             or (len(tokens) >= 7 and _INNER_COMMA.search(row))
         ):
             raise _BadRow("ambiguous-separator")
-        if _begins_with_number(row):
-            self.kind = "comma"
+        self.kind = "comma"
         return fields, ["comma-separated"]
-
-
-def _begins_with_number(row: bytes) -> bool:
-    return row[0] in b"+-.0123456789"
 
 
 def _decimal_commas(tokens: list[bytes]) -> bool:
@@ -664,9 +659,11 @@ class _Builder:
 
     def add(self, row: bytes, number: int) -> list[str]:
         """Append the row; give the codes of its warnings, or raise `_BadRow`."""
+        kind = self._dialect.kind
         try:
             return self._add(row, number)
         except _BadRow:
+            self._dialect.kind = kind  # words before the rows decide nothing
             self._lost_ids += row[:1].isdigit()
             raise
 

@@ -97,7 +97,9 @@ SAME_NODES = {
     "ten columns": (BASE.replace(b"\n", b" 7 8 a,b\n"), "extra-columns"),
     "eight columns in row 2": (BASE.replace(b" 1\n3", b" 1 9\n3"), "extra-columns"),
     "words before the rows": (b"id type x y z r pid\n" + BASE, "non-numeric"),
-    "words with commas before the rows": (
+    "words with commas and points before the rows": (
+        b"3 mice, aged 4.5 weeks, drawn in 2 days, by X\n"
+        b"1 mouse was 4.5 weeks old that day\n"
         b"id, type, x, y, z, r, pid, by X, Y\n" + BASE,
         "non-numeric",
     ),
