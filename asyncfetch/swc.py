@@ -567,7 +567,7 @@ class _Dialect:
             return self._split_at_commas(row, tokens)
         if len(tokens) < 7:
             raise _BadRow("short-row")
-        if self.kind != "point" and _begins_with_number(row):
+        if self.kind != "point":
             if b"." not in b"".join(tokens[2:6]):
                 if self.kind == "open":
                     self.kind = "blank"
@@ -596,13 +596,8 @@ class _Dialect:
             or (len(tokens) >= 7 and _INNER_COMMA.search(row))
         ):
             raise _BadRow("ambiguous-separator")
-        if _begins_with_number(row):
-            self.kind = "comma"
+        self.kind = "comma"
         return fields, ["comma-separated"]
-
-
-def _begins_with_number(row: bytes) -> bool:
-    return row[0] in b"+-.0123456789"
 
 
 def _decimal_commas(tokens: list[bytes]) -> bool:
@@ -664,9 +659,11 @@ class _Builder:
 
     def add(self, row: bytes, number: int) -> list[str]:
         """Append the row; give the codes of its warnings, or raise `_BadRow`."""
+        kind = self._dialect.kind
         try:
             return self._add(row, number)
         except _BadRow:
+            self._dialect.kind = kind  # words before the rows decide nothing
             self._lost_ids += row[:1].isdigit()
             raise
 
@@ -753,10 +750,11 @@ def _read_lines(header: _Header, report: _Report) -> _Rows:
 
 _PLAIN: Final = b"0123456789+-.eE \t\r\n"
 _HEAD = re.compile(rb"(?:#[^\n]*(?:\n|\Z)|[ \t]*\r?\n)*")
-_COLUMN_ORDER: Final = np.array(
-    [0, 2, 12, 4, 6, 8, 10], np.int64
-)  # the three whole ones first
-_BLOCK: Final = 1 << 20  # what is parsed at once: fits the cache, bounds the memory
+# The three columns of whole numbers first; between two tokens there is a gap.
+_COLUMN_ORDER: Final = 2 * np.array([0, 1, 6, 2, 3, 4, 5], np.int64)
+# Bytes that are parsed at once. Temporary arrays then stay in the cache, and below the
+# size that malloc maps anew each time: 7500 nodes took 2.4 ms at 1 MiB, 1.6 ms here.
+_BLOCK: Final = 60_000
 
 
 def _read_plain(header: _Header, report: _Report) -> _Rows | None:
@@ -895,7 +893,7 @@ def _checked_tree(rows: _Rows, report: _Report) -> _Rows:
         rows = _without_duplicates(rows, report)
         _report_ids(rows, report)
         rows = _with_links_checked(rows, report)
-    unusual = (rows.types < 0) | (rows.types > 7)
+    unusual = rows.types.view(np.uint32) > 7  # negative ones too
     if rows.untyped is not None:
         unusual |= rows.untyped
     report.add_rows("unusual-type", rows, np.flatnonzero(unusual))
@@ -1005,15 +1003,16 @@ def _in_cycles(
 
 
 def _table(rows: _Rows) -> pa.Table:
-    typed = None if rows.untyped is None or not rows.untyped.any() else ~rows.untyped
-    known = ~np.isnan(rows.radius)
+    typed = known = None
+    if rows.untyped is not None:  # plain rows have all their numbers
+        typed, known = ~rows.untyped, ~np.isnan(rows.radius)
     columns = [
         _array(pa.int64(), rows.ids),
         _array(pa.int32(), rows.types, typed),
         _array(pa.float64(), rows.x),
         _array(pa.float64(), rows.y),
         _array(pa.float64(), rows.z),
-        _array(pa.float64(), rows.radius, None if known.all() else known),
+        _array(pa.float64(), rows.radius, known),
         _array(pa.int64(), rows.parents),
     ]
     return pa.Table.from_arrays(columns, schema=NODES_SCHEMA)
