@@ -939,6 +939,8 @@ class Writer:
             self._flush_items()
         self._batches, self._found, self._item_rows = [], [], []
         self._queued_rows = self._queued_bytes = 0
+        # What the allocator keeps for later would grow with every group.
+        pa.default_memory_pool().release_unused()
 
     def _flush_rows(self) -> None:
         if self._part is None:
