@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from asyncfetch._engine import Plan
-    from asyncfetch._model import Report
+    from asyncfetch._model import Event, Planned, Report
     from asyncfetch.services._table import Client, Description, Filter
 
 OK, FAILED_ITEMS, USAGE, CANNOT_GO_ON, INTERRUPTED = 0, 1, 2, 3, 130
@@ -569,8 +569,12 @@ def _download(
     import anyio  # noqa: PLC0415
 
     from asyncfetch._engine import download  # noqa: PLC0415
+    from asyncfetch._model import Planned  # noqa: PLC0415
 
     interrupted = False
+    first_line = _FirstLine(
+        plan.name, client.table(plan.table).description.item, Planned
+    )
 
     async def listen(stop: anyio.Event, scope: anyio.CancelScope) -> None:
         nonlocal interrupted
@@ -595,6 +599,7 @@ def _download(
                 plan,
                 dest,
                 progress=not quiet,
+                observe=None if quiet else first_line,
                 stop=stop,
                 drain_seconds=drain_seconds,
                 commit_seconds=commit_seconds,
@@ -612,6 +617,24 @@ def _download(
         return INTERRUPTED
     failed = bool(report.items.get("failed")) or report.shortfall is not None
     return FAILED_ITEMS if failed else OK
+
+
+class _FirstLine:
+    """Says once what an item is, and how many there are."""
+
+    def __init__(self, name: str, item: str, planned: type[Planned]) -> None:
+        self._name = name
+        self._item = item
+        self._is_said = False
+        self._planned = planned
+
+    def __call__(self, event: Event, /) -> None:
+        if self._is_said or not isinstance(event, self._planned) or not event.items:
+            return
+        self._is_said = True
+        known = f"{event.items:,}" if event.complete else f"{event.items:,} and more"
+        there = f", {event.ended:,} of them there" if event.ended else ""
+        print(f"{self._name}: {known} {self._item}{there}", file=sys.stderr)
 
 
 @contextmanager

@@ -278,7 +278,12 @@ def test_without_a_terminal_no_bar_is_drawn(archive, tmp_path):
     assert process.returncode == 0
     assert out == ""
     assert "\x1b" not in err
-    assert len(lines(err)) == 1
+    first, last = lines(err)
+    assert (
+        first
+        == "neuroscout/predictor-events: 2 requests, each one predictor in a batch of runs"
+    )
+    assert "2 ok" in last
 
 
 def test_simulate_says_where_it_is_and_ends_on_a_signal(tmp_path):
