@@ -56,9 +56,10 @@ Words = Annotated[
         help="Filters. NAME=@FILE reads one value a line, NAME:=JSON takes JSON.",
     ),
 ]
-Dest = Annotated[Path, typer.Argument(metavar="DEST", help="A dataset's directory.")]
+# Text, not Path: that would make a directory s3: of a bucket.
+Dest = Annotated[str, typer.Argument(metavar="DEST", help="A dataset's directory.")]
 Output = Annotated[
-    Path,
+    str,
     typer.Option("-o", "--output", metavar="DEST", help="The dataset's directory."),
 ]
 BaseUrl = Annotated[
@@ -84,13 +85,13 @@ Contact = Annotated[
 Drain = Annotated[
     float,
     typer.Option(
-        "--drain-seconds", metavar="N", help="How long Ctrl-C lets requests end."
+        "--drain-seconds", min=0, metavar="N", help="How long Ctrl-C lets requests end."
     ),
 ]
 CommitSeconds = Annotated[
     float,
     typer.Option(
-        "--commit-seconds", metavar="N", help="Commit rows at least this often."
+        "--commit-seconds", min=0, metavar="N", help="Commit at least this often."
     ),
 ]
 
@@ -105,15 +106,21 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     if debug:
         logging.basicConfig(level=logging.DEBUG, format="%(asctime)s %(message)s")
+    command = typer.main.get_command(app)
     try:
-        status = app(arguments, prog_name="asyncfetch", standalone_mode=False)
+        "".join(arguments).encode()
+        # Not command(…): that turns a closed pipe into a failure.
+        with command.make_context("asyncfetch", list(arguments)) as context:
+            status = command.invoke(context)
         sys.stdout.flush()
-    except (BrokenPipeError, _ClosedPipe):
+    except (BrokenPipeError, SystemExit):  # rich exits when the pipe is closed
         # The reader of our output has enough; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
     except KeyboardInterrupt:
         return INTERRUPTED
+    except typer.Exit as end:
+        return int(end.exit_code)
     except Exception as error:
         if debug:
             raise
@@ -125,8 +132,15 @@ def _say(error: Exception) -> int:
     """One line for an error, and the exit status that goes with it."""
     if isinstance(error, ItemError) and error.cause is not None:
         error = error.cause
+    if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        _note(f"expected text in UTF-8, got {ascii(error.object)[:80]}")
+        return USAGE
     if hasattr(error, "format_message"):  # a usage error of the parser
-        _note(f"{error.format_message()} (see asyncfetch --help)")
+        text = error.format_message()
+        if "\n" in text:  # no words at all: the help itself
+            print(text)
+        else:
+            _note(f"{text} (see asyncfetch --help)")
         return USAGE
     if not isinstance(error, AsyncfetchError | OSError):
         _note(f"a mistake in asyncfetch, please report it: {error!r} (see --debug)")
@@ -161,16 +175,9 @@ def _open(name: str, base_url: str | None, **options: Any) -> tuple[Client, str]
     limits = Limits(
         rate=options.pop("rate", None), concurrency=options.pop("concurrency", None)
     )
-    _positive("--rate", limits.rate)
-    _positive("--concurrency", limits.concurrency)
     client = client_class(service).from_env(limits=limits, **options)
     client.table(table)
     return client, table
-
-
-def _positive(option: str, value: float | None) -> None:
-    if value is not None and value <= 0:
-        raise ConfigurationError(f"expected {option} above 0, got {value}")
 
 
 def filters_of(words: list[str] | None, description: Description) -> dict[str, Any]:
@@ -226,7 +233,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _in_loop(work: Callable[[], Any]) -> Any:
-    """Run an async function; warm what would otherwise block inside the loop."""
+    """Run an async function in an event loop of its own."""
     import anyio  # noqa: PLC0415
 
     return anyio.run(work)
@@ -339,14 +346,7 @@ def show(
         rows = [{key: row.get(key) for key in wanted} for row in rows]
     elif wanted:
         rows = rows.select(wanted)
-    try:
-        WRITERS[form](rows)
-    except BrokenPipeError:
-        raise _ClosedPipe from None
-
-
-class _ClosedPipe(Exception):  # noqa: N818 - not an error: the reader has enough
-    """Standard output was closed; typer would end with status 1."""
+    WRITERS[form](rows)
 
 
 def _write_table(rows: pa.Table) -> None:
@@ -510,7 +510,7 @@ def retry(
     )
 
 
-def _held_plan(dest: Path, base_url: str | None, **options: Any) -> tuple[Client, Plan]:
+def _held_plan(dest: str, base_url: str | None, **options: Any) -> tuple[Client, Plan]:
     """The plan in a dataset, and a client for it."""
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
 
@@ -521,7 +521,7 @@ def _held_plan(dest: Path, base_url: str | None, **options: Any) -> tuple[Client
     return client, client.table(name).plan(limit=record.limit, **record.filters)
 
 
-def _selected(dest: Path, words: list[str] | None) -> frozenset[int]:
+def _selected(dest: str, words: list[str] | None) -> frozenset[int]:
     """Ordinals of the failed or missing items that the words select."""
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
 
@@ -558,7 +558,7 @@ def _matches(value: Any, texts: set[str]) -> bool:
 def _download(
     client: Client,
     plan: Plan,
-    dest: Path,
+    dest: str,
     *,
     quiet: bool,
     as_json: bool,
@@ -613,7 +613,7 @@ def _download(
     if report is None:
         return INTERRUPTED
     _summarize(plan, dest, report, quiet=quiet, as_json=as_json)
-    if interrupted and report.pending:
+    if interrupted and (report.pending or not report.plan_complete):
         return INTERRUPTED
     failed = bool(report.items.get("failed")) or report.shortfall is not None
     return FAILED_ITEMS if failed else OK
@@ -650,14 +650,14 @@ def _single_error() -> Iterator[None]:
 
 
 def _summarize(
-    plan: Plan, dest: Path, report: Report, *, quiet: bool, as_json: bool
+    plan: Plan, dest: str, report: Report, *, quiet: bool, as_json: bool
 ) -> None:
     if as_json:
         print(json.dumps(asdict(report)))
     if quiet:
         return
     counts = ", ".join(f"{n:,} {outcome}" for outcome, n in report.items.items() if n)
-    if not report.requests:
+    if not report.requests and report.plan_complete and not report.pending:
         print(
             f"{dest}: nothing left to ask: {counts or 'no items'}, "
             f"{report.rows:,} rows",
@@ -671,8 +671,9 @@ def _summarize(
             f"in {report.seconds:,.1f} s",
             file=sys.stderr,
         )
-    if report.pending:
-        _note(f"{report.pending:,} items are left: asyncfetch resume {dest}")
+    if report.pending or not report.plan_complete:
+        left = f"{report.pending:,} items" if report.plan_complete else "items"
+        _note(f"{left} are left: asyncfetch resume {dest}")
     for one in report.failed[:3]:
         _note(f"failed: {one.key}: {one.error_class}: {one.error}")
     if report.items.get("failed"):
@@ -682,7 +683,7 @@ def _summarize(
 
 
 def _dry_run(
-    client: Client, plan: Plan, description: Description, dest: Path, as_json: bool
+    client: Client, plan: Plan, description: Description, dest: str, as_json: bool
 ) -> int:
     from asyncfetch._engine import survey  # noqa: PLC0415
 
@@ -690,8 +691,8 @@ def _dry_run(
         async with client:
             return await survey(plan)
 
+    there = _items_there(plan, dest)
     found = _in_loop(work)
-    there = _items_there(dest)
     left = max(0, found.items - there)
     statistics = plan.exchange.gate.statistics()
     seconds = left / statistics["rate"] if statistics["rate"] else None
@@ -716,13 +717,21 @@ def _dry_run(
     return OK
 
 
-def _items_there(dest: Path) -> int:
+def _items_there(plan: Plan, dest: str) -> int:
+    """Items of *plan* that *dest* has already."""
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
 
     try:
-        counts = open_dataset(dest).state().items
+        view = open_dataset(dest)
     except DatasetError:
+        if os.path.lexists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):  # noqa: PTH112, PTH208
+            raise
         return 0
+    if differences := view.plan.differences(plan.record()):
+        raise DatasetError(
+            f"{dest} holds another plan: {', '.join(differences)}", is_usage=True
+        )
+    counts = view.state().items
     return sum(n for outcome, n in counts.items() if outcome != "failed")
 
 
@@ -748,7 +757,10 @@ def status(
         print(json.dumps({**facts, "failed": [asdict(one) for one in lines]}))
         return
     plan = view.plan
-    words = " ".join(f"{name}={value}" for name, value in plan.filters.items())
+    words = " ".join(
+        f"{name}={','.join(map(str, _as_list(value)))}"
+        for name, value in plan.filters.items()
+    )
     print(f"{plan.service}/{plan.table} {words}".rstrip())
     print(f"from {plan.base_url}")
     known = "" if state.plan_complete else " so far; the plan is not complete"
@@ -804,10 +816,16 @@ def verify(
 @app.command()
 def simulate(
     *,
-    port: Annotated[int, typer.Option(help="0 lets the system choose.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="0 lets the system choose.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="What all data depend on.")] = 0,
-    scale: Annotated[float, typer.Option(help="1 is 1 000 neurons.")] = 1.0,
-    latency: Annotated[float, typer.Option(help="Seconds before each answer.")] = 0.0,
+    scale: Annotated[
+        float, typer.Option(min=0, max=1000, help="1 is 1 000 neurons.")
+    ] = 1.0,
+    latency: Annotated[
+        float, typer.Option(min=0, max=600, help="Seconds before each answer.")
+    ] = 0.0,
     faults: Annotated[
         str, typer.Option(metavar="SPEC", help="Such as error=0.02,reset=0.01,seed=7.")
     ] = "",

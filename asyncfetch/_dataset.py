@@ -1146,8 +1146,8 @@ def _destination(dest: str | Path) -> Path:
         It names a file, or an object store.
     """
     text = str(dest)
-    if "://" in text:
-        raise ConfigurationError(f"expected a directory, got {text}")
+    if not text or "://" in text:
+        raise ConfigurationError(f"expected a directory, got {text!r}")
     if text.endswith((".parquet", ".csv", ".json")):
         raise ConfigurationError(
             f"expected a directory, got {text}: a dataset is a directory of Parquet "

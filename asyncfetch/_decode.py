@@ -173,6 +173,9 @@ def records_at(body: Any, path: tuple[str, ...]) -> list[Any]:
             path=where,
             code="not-array",
         )
+    for place, record in enumerate(found):
+        if not isinstance(record, Mapping):
+            raise _misfit("object", record, f"{where}[{place}]")
     return found
 
 

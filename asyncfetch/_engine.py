@@ -32,13 +32,12 @@ from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
 from asyncfetch._dataset import PlanRecord, Writer, schema_id
-from asyncfetch._decode import as_schema, without_taken_keys
-from asyncfetch._exchange import Exchange, ignore, read_whole
+from asyncfetch._decode import as_schema, document, without_taken_keys
+from asyncfetch._exchange import Exchange, ignore
 from asyncfetch._model import (
     Ask,
     Block,
     Committed,
-    Decoded,
     Event,
     FailedItem,
     Item,
@@ -51,14 +50,15 @@ from asyncfetch._model import (
     PlannedItem,
     Report,
     RequestSent,
-    Response,
     Retrying,
     Source,
 )
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
     AsyncfetchError,
+    ConfigurationError,
     DatasetError,
+    DecodeError,
     ItemError,
     NotFound,
     TransportError,
@@ -196,25 +196,30 @@ class Planner:
     async def blocks(self, cursor: Json) -> AsyncGenerator[Block]:
         """Blocks of the plan, from the beginning or after one's cursor."""
         steps = self._plan.source.enumerate(cursor)
-        answers: tuple[Response, ...] | None = None
+        answers: tuple[Any, ...] | None = None
         while True:
             try:
                 step = steps.send(answers)
             except StopIteration:
                 return
+            except (KeyError, TypeError, AttributeError) as error:
+                raise DecodeError(
+                    f"expected the records of {self._plan.service}, got something else "
+                    f"from {self._plan.exchange.base_url} ({error!r}): check base_url"
+                ) from error
             answers = None
             if isinstance(step, Ask):
                 answers = await self._ask_all(step)
             else:
                 yield step
 
-    async def _ask_all(self, step: Ask) -> tuple[Response, ...]:
-        answers: dict[int, Response] = {}
+    async def _ask_all(self, step: Ask) -> tuple[Any, ...]:
+        answers: dict[int, Any] = {}
 
         async def ask(place: int) -> None:
             answer = await self._plan.exchange.ask(
                 step.requests[place],
-                read_whole,
+                lambda chunks, _response: document(chunks),
                 interactive=self._interactive,
                 spool_dir=self._spool_dir,
                 observe=self._observe,
@@ -284,6 +289,7 @@ class Run:
         self._reached = False  # whether the server has answered anything yet
         self._planner = Planner(plan, observe=observe, spool_dir=spool_dir)
         self._unreachable = 0
+        self._error: BaseException | None = None
         self._scope = anyio.CancelScope()
         self.draining = False
         # One item ahead for each worker keeps them busy; results queue no further.
@@ -311,13 +317,26 @@ class Run:
         self._scope.cancel()
 
     async def produce(self) -> None:
-        """Run feeder and workers until the plan has ended."""
-        with self._scope:
-            async with self._report, anyio.create_task_group() as group:
-                group.start_soon(self._feed)
-                for _ in range(self.workers):
-                    group.start_soon(self._work, self._take.clone())
-                self._take.close()
+        """Run feeder and workers until the plan has ended.
+
+        What ends it early is kept for :meth:`raise_error`: the consumer meets it where
+        it stands, after the results that came before.
+        """
+        async with self._report:
+            try:
+                with self._scope:
+                    async with anyio.create_task_group() as group:
+                        group.start_soon(self._feed)
+                        for _ in range(self.workers):
+                            group.start_soon(self._work, self._take.clone())
+                        self._take.close()
+            except Exception as error:  # noqa: BLE001 - raised by the consumer
+                self._error = _alone(error)
+
+    def raise_error(self) -> None:
+        """Raise what ended the run early, if anything did."""
+        if self._error is not None:
+            raise self._error
 
     async def _feed(self) -> None:
         async with self._give:
@@ -394,7 +413,9 @@ class Run:
         try:
             answer = await exchange.ask(
                 item.request,
-                self._decoder(item),
+                lambda chunks, _response: self._plan.source.decode(
+                    item, chunks, as_records=self._as_records
+                ),
                 interactive=self._interactive or not self._reached,
                 spool_dir=self._spool_dir,
                 observe=self._observe,
@@ -406,7 +427,9 @@ class Run:
                 key=item.key,
                 url=exchange.base_url + item.request.target,
                 outcome=(
-                    Outcome.MISSING if isinstance(error, NotFound) else Outcome.FAILED
+                    Outcome.MISSING
+                    if isinstance(error, NotFound) and item.request.may_be_absent
+                    else Outcome.FAILED
                 ),
                 http_status=getattr(error, "status", None),
                 attempts=getattr(error, "attempts", 1),
@@ -417,40 +440,28 @@ class Run:
             )
         self._reached, self._unreachable = True, 0
         value, response = answer.value, answer.response
-        common: dict[str, Any] = {
-            "ordinal": planned.ordinal,
-            "key": item.key,
-            "url": response.url,
-            "outcome": Outcome.OK,
-            "http_status": response.status,
-            "bytes": response.body.size,
-            "sha256": response.body.sha256,
-            "etag": response.headers.get("ETag"),
-            "last_modified": response.headers.get("Last-Modified"),
-            "attempts": answer.attempts,
-            "elapsed": answer.elapsed,
-            "fetched_at": datetime.now(UTC),
-        }
-        if isinstance(value, list):
-            return ItemResult(records=value, **common)
         return ItemResult(
+            ordinal=planned.ordinal,
+            key=item.key,
+            url=response.url,
+            outcome=Outcome.OK,
             batches=value.batches,
+            records=value.records,
             follow_up=value.follow_up,
+            http_status=response.status,
+            bytes=response.body.size,
+            sha256=response.body.sha256,
+            etag=response.headers.get("ETag"),
+            last_modified=response.headers.get("Last-Modified"),
+            attempts=answer.attempts,
+            elapsed=answer.elapsed,
+            fetched_at=datetime.now(UTC),
             diagnostics=value.diagnostics,
             detail=value.detail,
-            **common,
         )
 
-    def _decoder(
-        self, item: Item
-    ) -> Callable[[Iterator[bytes], Response], Decoded | list[Any]]:
-        source = self._plan.source
-        if self._as_records:
-            return lambda chunks, _response: source.records(item, chunks)
-        return lambda chunks, _response: source.decode(item, chunks)
-
     def _note_failure(self, error: AsyncfetchError) -> None:
-        if getattr(error, "is_fatal", False):
+        if getattr(error, "is_fatal", False) or isinstance(error, ConfigurationError):
             raise error
         if not isinstance(error, TransportError):
             self._reached, self._unreachable = True, 0
@@ -479,11 +490,20 @@ def _lone_error_as_itself() -> Iterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        ours = [leaf for leaf in leaves if isinstance(leaf, AsyncfetchError)]
-        if len(leaves) == 1 or (ours and len(ours) == len(leaves)):
-            raise (ours or leaves)[0] from (ours or leaves)[0].__cause__
-        raise
+        error = _alone(group)
+        if error is group:
+            raise
+        raise error from error.__cause__
+
+
+def _alone(error: BaseException) -> BaseException:
+    """The one error in a group, or the first when all are ours; else the group."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = list(_leaves(error))
+    if len(leaves) == 1 or all(isinstance(leaf, AsyncfetchError) for leaf in leaves):
+        return leaves[0]
+    return error
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
@@ -542,6 +562,7 @@ async def collect(
             if limit is not None and rows >= limit:
                 break
         else:
+            run.raise_error()
             if plan.limit is None:
                 note_shortfall(plan, rows, [done[n].detail for n in sorted(done)])
     return [done[n] for n in sorted(done)]
@@ -584,11 +605,17 @@ class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
         ------
         ItemError
             The next item failed. Iteration may go on after it.
+        AsyncfetchError
+            The run could not go on.
         anyio.EndOfStream
             There are no more.
         """
         while not self._ready:
-            result = await self._run.results.receive()
+            try:
+                result = await self._run.results.receive()
+            except anyio.EndOfStream:
+                self._run.raise_error()
+                raise
             key = self._plan.source.row_key
             if key is not None:
                 result = without_taken_keys(result, key, self._taken)
@@ -768,6 +795,7 @@ class _Download:
                 due = writer.seal_due()
                 if due is not None and due <= 0:
                     await self._seal()
+            self._run.raise_error()
 
     async def _seal(self) -> None:
         sealed = await self._on_disk(self._writer.seal)
@@ -807,6 +835,7 @@ class _Download:
             rows=writer.rows,
             parts=writer.parts,
             pending=pending,
+            plan_complete=not writer.wants_more,
             shortfall=shortfall,
         )
         writer.finish(asdict(report))
@@ -871,7 +900,10 @@ class Tally:
             self.bytes += event.bytes
             self.rows += event.rows
             self.outcomes[event.outcome.value] += 1
-        self.observe(event)
+        try:
+            self.observe(event)
+        except Exception:  # whoever looks on must not change what happens
+            logger.exception("an observer failed at %r", event)
 
     def report(
         self, plan: Plan, failed: list[FailedItem] | None = None, **more: Any

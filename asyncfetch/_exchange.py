@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -118,9 +118,11 @@ class Exchange:
         try:
             origin = URL(base_url).origin()
         except ValueError:
+            origin = URL()
+        if origin.scheme not in {"http", "https"}:
             raise ConfigurationError(
                 f"expected a base URL like https://host/api, got {base_url!r}"
-            ) from None
+            )
         self.base_url = base_url.rstrip("/")
         self.host = origin.authority
         self.gate = gate_for(
@@ -130,6 +132,10 @@ class Exchange:
         self._item_timeout = item_timeout
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         who = user_agent or f"asyncfetch/{__version__}"
+        if not f"{who}{contact or ''}".isprintable():
+            raise ConfigurationError(
+                f"expected user_agent and contact on one line, got {contact or who!r}"
+            )
         self._transport = Transport(
             origin,
             user_agent=f"{who} (contact: {contact})" if contact else who,
@@ -165,9 +171,10 @@ class Exchange:
         policy = INTERACTIVE if interactive else BULK
         started = time.monotonic()
         unproved: str | None = None  # checksum of a body whose end nothing proved
-        attempt = 0
+        attempt = tries = 0
         while True:
             attempt += 1
+            tries += 1
             try:
                 with anyio.fail_after(
                     max(0.0, started + self._item_timeout - time.monotonic())
@@ -201,10 +208,16 @@ class Exchange:
                 ) from None
             except AsyncfetchError as error:
                 error.__dict__["attempts"] = attempt
+                if _is_rejection(error):
+                    tries = 1  # a full server is not a failing one: the gate waits
                 delay = (
-                    policy.delay(attempt, error, self._rng) if request.is_read else None
+                    policy.delay(tries, error, self._rng) if request.is_read else None
                 )
-                if delay is None or getattr(error, "is_fatal", False):
+                is_final = getattr(error, "is_fatal", False) or getattr(
+                    error, "is_final", False
+                )
+                left = started + self._item_timeout - time.monotonic()
+                if delay is None or is_final or delay > left:
                     raise
                 failed = str(error)
             observe(
@@ -222,7 +235,7 @@ class Exchange:
         observe: Observer,
     ) -> Response:
         async def on_wire(method: str, url: str) -> None:
-            await self.gate.token()
+            await self.gate.token(self._max_wait)
             observe(RequestSent(method=method, url=url))
 
         headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
@@ -325,6 +338,13 @@ class Exchange:
         return self.base_url + request.target
 
 
+def _is_rejection(error: AsyncfetchError) -> bool:
+    """Whether the server said that it was asked too often."""
+    return isinstance(error, ResponseError) and (
+        error.status == 429 or (error.status == 503 and error.retry_after is not None)
+    )
+
+
 def small_content(response: Response) -> bytes | None:
     """Return the inflated body when it is small enough for the event loop."""
     body = response.body
@@ -362,13 +382,6 @@ def retry_after(response: Response) -> float | None:
     if until.tzinfo is None or now.tzinfo is None:  # "-0000": an unknown zone, UTC
         until, now = until.replace(tzinfo=None), now.replace(tzinfo=None)
     return max(0.0, (until - now).total_seconds())
-
-
-def read_whole(chunks: Iterator[bytes], response: Response) -> Response:
-    """Consume a body into memory: the response with its content inflated."""
-    content = b"".join(chunks)
-    body = replace(response.body, data=content, size=len(content), encoding="")
-    return replace(response, body=body)
 
 
 def _beginning(response: Response) -> bytes:

@@ -91,8 +91,8 @@ class Gate:
         self._rejections = 0
         self._pauses = 0.0
 
-    def narrow(self, limits: Limits) -> None:
-        """Apply what a user asks for; what is None stays as it is."""
+    def set_limits(self, limits: Limits) -> None:
+        """Take what a user asks for last; what is None stays as it is."""
         if limits.rate is not None:
             self.rate = limits.rate
         if limits.concurrency is not None:
@@ -158,10 +158,22 @@ class Gate:
             waiter.granted = True
             self._in_flight += 1
 
-    async def token(self) -> None:
-        """Wait until one more request may leave."""
+    async def token(self, max_wait: float | None = None) -> None:
+        """Wait until one more request may leave.
+
+        Raises
+        ------
+        TransportError
+            The host is paused for longer than *max_wait* seconds.
+        """
         while True:
-            while (wait := self.paused_until - self._clock()) > 0:  # noqa: ASYNC110
+            while (wait := self.paused_until - self._clock()) > 0:
+                if max_wait is not None and wait > max_wait:
+                    raise TransportError(
+                        f"{self.host} is paused for another {wait:.1f} s, and max_wait "
+                        f"is {max_wait:g} s: try later",
+                        is_final=True,
+                    )
                 await anyio.sleep(wait)
             limiter = self._limiter()
             if limiter is None:
@@ -234,9 +246,9 @@ def gate_for(host: str, default: Limits, asked: Limits) -> Gate:
     """Return the process's one gate for *host*, made at the first call.
 
     *default* counts only for the call that makes the gate; *asked* is what a user
-    demands and narrows a gate that exists.
+    demands, and holds from then on for all clients of the host.
     """
     with _gates_guard:
         gate = _gates.setdefault(host, Gate(host, default))
-        gate.narrow(asked)
+        gate.set_limits(asked)
         return gate

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from asyncfetch.errors import AsyncfetchError, ConfigurationError, ItemError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,6 +40,8 @@ class Request:
     """``GET`` and ``POST`` so far; only what :attr:`is_read` names is retried."""
     body: str | None = None
     """JSON text to send, if any."""
+    may_be_absent: bool = False
+    """Whether a 404 says that a thing is not there, and not that the URL is wrong."""
 
     @property
     def is_read(self) -> bool:
@@ -45,11 +50,13 @@ class Request:
 
     def to_json(self) -> str:
         """Compact JSON for the frozen plan; defaults are left out."""
-        fields = {"target": self.target, "media": self.media}
+        fields: dict[str, Any] = {"target": self.target, "media": self.media}
         if self.method != "GET":
             fields["method"] = self.method
         if self.body is not None:
             fields["body"] = self.body
+        if self.may_be_absent:
+            fields["may_be_absent"] = True
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
@@ -70,10 +77,6 @@ class Response:
     """Where the answer came from in the end, without secrets."""
     body: Body
     """The bytes, with the proof that they are all there."""
-
-    def json(self) -> Any:
-        """Decode the body; ``NaN`` and ``Infinity`` are accepted as some send them."""
-        return json.loads(b"".join(self.body.chunks()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +104,7 @@ class PlannedItem:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A step of an enumeration: wants the responses to these, asked side by side."""
+    """A step of an enumeration: wants the JSON bodies of these, asked side by side."""
 
     requests: tuple[Request, ...]
 
@@ -115,7 +118,7 @@ class Block:
     """Given back to :meth:`Source.enumerate` to go on; None when this was the last."""
 
 
-Enumeration: TypeAlias = Generator[Ask | Block, tuple[Response, ...] | None, None]
+Enumeration: TypeAlias = Generator[Ask | Block, tuple[Any, ...] | None, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +127,8 @@ class Decoded:
 
     batches: tuple[pa.RecordBatch, ...] = ()
     """Rows in the table's schema; text columns may be dictionary-encoded."""
+    records: list[Any] | None = None
+    """The rows as the service sent them, when those were asked for instead."""
     follow_up: tuple[Item, ...] = ()
     """Items that were found in this response."""
     diagnostics: tuple[str, ...] = ()
@@ -146,11 +151,10 @@ class Source(Protocol):
     def enumerate(self, cursor: Json) -> Enumeration:
         """Steps to the items, from the beginning (None) or after a block's cursor."""
 
-    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
-        """Rows of one item. Pure: same item and bytes, same rows."""
-
-    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
-        """The same rows as the service sent them, as Python objects."""
+    def decode(
+        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+    ) -> Decoded:
+        """Rows of one item, as batches or as sent. Pure: same bytes, same rows."""
 
     def shortfall(self, rows: int, details: Iterable[Mapping[str, Any]]) -> str | None:
         """One line if the service promised more rows than came, else None."""
@@ -218,6 +222,21 @@ class Limits:
     max_wait: float | None = None
     """Longest wait for a turn, in seconds, before a call gives up."""
 
+    def __post_init__(self) -> None:
+        """Refuse what would stop everything.
+
+        Raises
+        ------
+        ConfigurationError
+            A limit is zero, negative or not a number.
+        """
+        for name, lowest in (("rate", 1e-6), ("concurrency", 1), ("max_wait", 0)):
+            value = getattr(self, name)
+            if value is not None and not lowest <= value < math.inf:
+                raise ConfigurationError(
+                    f"expected {name} of at least {lowest:g}, got {value}"
+                )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedItem:
@@ -252,13 +271,13 @@ class Report:
     """The first 100; all are in the items table."""
     pending: int = 0
     """Items that the run did not come to, because it was asked to stop."""
+    plan_complete: bool = True
+    """Whether all items are known, within the plan's limit."""
     shortfall: str | None = None
     """How many rows the service promised and did not deliver, in one line."""
 
     def raise_for_failed(self) -> None:
         """Raise :class:`~asyncfetch.errors.ItemError` if any item failed."""
-        from asyncfetch.errors import AsyncfetchError, ItemError  # noqa: PLC0415
-
         if self.failed:
             first = self.failed[0]
             raise ItemError(

@@ -131,6 +131,8 @@ class Transport:
                     url=str(answer.url.with_user(None)),
                     body=received,
                 )
+        except AsyncfetchError:
+            raise  # from the gate, by way of the middleware
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             # A time-out may have swallowed a cancellation: look before going on.
             await anyio.lowlevel.checkpoint()

@@ -150,7 +150,7 @@ def nowhere():
         ),
         (["fetch", "neuroscout/datasets"], 2, "-o"),
         (["fetch", "neuroscout/datasets", "--colour", "-o", "x"], 2, "--colour"),
-        (["fetch", "neuroscout/runs", "-o", "x", "--rate", "0"], 2, "--rate above 0"),
+        (["fetch", "neuroscout/runs", "-o", "x", "--rate", "0"], 2, "expected rate"),
         (["show", "neuroscout/datasets", "--format", "xml"], 2, "--format"),
         (["resume", "not-there"], 3, "expected a dataset, got none"),
         (["status", "not-there"], 3, "expected a dataset, got none"),
@@ -179,13 +179,37 @@ def nowhere():
         ),
         (["simulate", "--faults", "nonsense=1"], 2, "nonsense"),
         (["fech"], 2, "fech"),
+        (["fetch", "neuroscout/datasets", "-o", ""], 2, "expected a directory"),
+        (["fetch", "neuroscout/datasets", "-o", "s3://a/b"], 2, "expected a directory"),
+        (["fetch", "neuroscout/runs", "subject=", "-o", "x"], 2, "expected str"),
+        (["fetch", "neuroscout/runs", "-o", "x", "--rate", "nan"], 2, "rate"),
+        (
+            ["fetch", "neuroscout/runs", "-o", "x", "--concurrency", "0"],
+            2,
+            "concurrency",
+        ),
+        (
+            ["fetch", "neuroscout/runs", "-o", "x", "--commit-seconds", "-1"],
+            2,
+            "--commit",
+        ),
+        (["show", "neuroscout/runs", "--contact", "a\nb"], 2, "one line"),
+        (["show", "neuroscout/runs", "--base-url", "ftp://x/y"], 2, "base URL"),
+        (["show", "neuroscout/runs", "--base-url", ""], 2, "base URL"),
+        (["show", "neuroscout/runs", "name=\udcff"], 2, "UTF-8"),
+        (["simulate", "--port", "99999"], 2, "--port"),
+        (["show", "neuroscout/datasets", "--base-url", "API"], 2, "404"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_a_status(
     archive, tmp_path, monkeypatch, capsys, arguments, status, says
 ):
     monkeypatch.chdir(tmp_path)
-    urls = {"DOWN": nowhere(), "HTML": f"{archive.neuroscout}/nowhere"}
+    urls = {
+        "DOWN": nowhere(),
+        "HTML": f"{archive.neuroscout}/nowhere",
+        "API": archive.neuroscout.removesuffix("/api"),
+    }
     assert run([urls.get(one, one) for one in arguments]) == status
     err = capsys.readouterr().err
     assert len(lines(err)) <= 2
@@ -279,9 +303,8 @@ def test_without_a_terminal_no_bar_is_drawn(archive, tmp_path):
     assert out == ""
     assert "\x1b" not in err
     first, last = lines(err)
-    assert (
-        first
-        == "neuroscout/predictor-events: 2 requests, each one predictor in a batch of runs"
+    assert first == (
+        "neuroscout/predictor-events: 2 requests, each one predictor in a batch of runs"
     )
     assert "2 ok" in last
 

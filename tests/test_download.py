@@ -175,6 +175,36 @@ async def test_a_run_that_is_asked_to_stop_commits_what_is_in_flight(api, tmp_pa
     assert report.rows == len(await api.predictor_events.get(**MERLIN))
 
 
+async def test_a_run_that_is_stopped_before_it_knows_its_plan_says_so(api, tmp_path):
+    stop = anyio.Event()
+    stop.set()
+    plan = api.predictor_events.plan(**MERLIN)
+    report = await asyncfetch.download(plan, tmp_path / "e", stop=stop)
+    assert not report.plan_complete
+    report = await asyncfetch.download(plan, tmp_path / "e")
+    assert report.plan_complete
+    assert report.rows
+
+
+async def test_a_listing_that_is_not_there_is_a_failure_and_not_empty(
+    archive, tmp_path
+):
+    url = archive.neuroscout.removesuffix("/api")
+    async with asyncfetch.Neuroscout(base_url=url) as api:
+        report = await asyncfetch.download(api.datasets.plan(), tmp_path / "e")
+    assert report.items == {"failed": 1}
+
+
+async def test_being_asked_to_slow_down_fails_no_item(tmp_path):
+    async with (
+        testing.serve(scale=0.05, faults="throttle=60/s") as archive,
+        asyncfetch.Neuroscout(base_url=archive.neuroscout) as api,
+    ):
+        plan = api.predictor_events.plan(**MERLIN)
+        report = await asyncfetch.download(plan, tmp_path / "e")
+    assert set(report.items) == {"ok"}
+
+
 async def test_a_cancelled_run_leaves_what_ended_and_no_work_in_progress(api, tmp_path):
     plan = api.predictor_events.plan(**MERLIN)
     with anyio.CancelScope() as scope:

@@ -7,7 +7,7 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from asyncfetch._exchange import Exchange, read_whole
+from asyncfetch._exchange import Exchange
 from asyncfetch._model import Limits, Request, RequestSent, Retrying
 from asyncfetch.errors import (
     AuthenticationError,
@@ -23,6 +23,10 @@ from tests.conftest import Impatient, answer, chunked, open_wire
 pytestmark = pytest.mark.anyio
 
 
+def read_whole(chunks, _response):
+    return b"".join(chunks)
+
+
 def exchange(url, **options):
     options = {"default": Limits(), "limits": Limits(), "rng": Impatient(), **options}
     made = Exchange(url, **options)
@@ -34,7 +38,7 @@ async def ask(wire, *, media="json", path="/data", **options):
     asker = exchange(wire.url, **options)
     try:
         found = await asker.ask(Request(target=path, media=media), read_whole)
-        return b"".join(found.value.body.chunks())
+        return found.value
     finally:
         await asker.aclose()
 

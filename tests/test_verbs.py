@@ -105,6 +105,44 @@ async def test_a_failed_item_raises_where_the_loop_stands(archive, api):
                 pass
 
 
+async def test_a_run_that_cannot_go_on_raises_where_the_loop_stands(archive, api):
+    archive.script("/predictor-events", [Fault(status=401, body=b"{}")] * 99)
+    everything = {"dataset_name": "SherlockMerlin"}
+    ended = False
+    async with api.predictor_events.stream(**everything, on_error="report") as batches:
+        with pytest.raises(asyncfetch.AuthenticationError):
+            async for _ in batches:
+                pass
+        ended = True
+    assert ended
+    async with api.predictor_events.stream(dataset_name="Sherlok") as batches:
+        with pytest.raises(asyncfetch.NotFound):
+            await batches.receive()
+
+
+async def test_an_observer_that_fails_changes_nothing(api, tmp_path):
+    def see(event):
+        raise OSError(event)
+
+    plan = api.runs.plan(dataset_id=5)
+    report = await asyncfetch.download(plan, tmp_path / "runs", observe=see)
+    assert report.items == {"ok": 1}
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"rate": 0}, {"rate": float("nan")}, {"concurrency": 0}, {"max_wait": -1}],
+)
+def test_limits_that_would_stop_everything_are_refused(limits):
+    with pytest.raises(asyncfetch.ConfigurationError, match="of at least"):
+        asyncfetch.Limits(**limits)
+
+
+async def test_numbers_of_other_libraries_are_ids(api):
+    frame = await api.datasets.get(output_type="df")
+    assert (await api.datasets.get(frame["id"].iloc[0]))["id"] == frame["id"].iloc[0]
+
+
 async def test_a_failed_item_is_reported_on_demand(archive, api):
     archive.script("/predictor-events", [Fault(status=422, body=b'{"message": "no"}')])
     stream = api.predictor_events.stream(**SPEECH, on_error="report")

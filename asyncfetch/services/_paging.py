@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from urllib.parse import quote
 
+from asyncfetch.errors import ConfigurationError
+
 
 def target(path: str, query: Mapping[str, str] | Iterable[tuple[str, str]] = ()) -> str:
     """A request target: *path* is quoted already, names and values are not.
@@ -20,7 +22,13 @@ def target(path: str, query: Mapping[str, str] | Iterable[tuple[str, str]] = ())
 
 
 def segment(name: str) -> str:
-    """One path segment with nothing left that could end it or leave the folder."""
+    """One path segment with nothing left that could end it or leave the folder.
+
+    Raises
+    ------
+    ConfigurationError
+        No segment can stand for the name.
+    """
     if name in {"", ".", ".."}:
-        raise ValueError(f"not a usable name in a URL: {name!r}")
+        raise ConfigurationError(f"expected a name, got {name!r}")
     return quote(name, safe="")

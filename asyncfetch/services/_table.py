@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, overload
 
 import pandas as pd  # here, because pyarrow would import it later, inside the loop
@@ -91,7 +91,7 @@ class Filter:
         return one
 
     def _one(self, value: Any) -> Any:  # int, float, str or bool
-        value = value.item() if hasattr(value, "item") else value
+        value = plain(value)
         kind = self.kind
         if isinstance(value, str) and kind is not str:
             value = _from_text(value.strip(), kind)
@@ -101,11 +101,16 @@ class Filter:
             value = str(value)  # subject=1 means the text "1"
         if kind is int and type(value) is float and value.is_integer():
             value = int(value)  # a column of a DataFrame with gaps
-        if type(value) is not kind:
+        if type(value) is not kind or value == "":
             raise ConfigurationError(
                 f"expected {kind.__name__} for {self.name}, got {value!r}"
             )
         return value
+
+
+def plain(value: Any) -> Any:
+    """A Python number for one of numpy's, such as a row of a DataFrame holds."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def _from_text(text: str, kind: type) -> Any:
@@ -195,13 +200,11 @@ class Nothing:
         """No items."""
         yield Block(())
 
-    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
+    def decode(
+        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+    ) -> Decoded:
         """Never called."""
-        return self.of.decode(item, chunks)
-
-    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
-        """Never called."""
-        return self.of.records(item, chunks)
+        return self.of.decode(item, chunks, as_records=as_records)
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
@@ -226,13 +229,13 @@ class _One:
         return None
 
     def enumerate(self, _cursor: Json) -> Enumeration:
-        yield Block((Item(key="one", request=self.request, context={"one": True}),))
+        request = replace(self.request, may_be_absent=True)
+        yield Block((Item(key="one", request=request, context={"one": True}),))
 
-    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
-        return self.of.decode(item, chunks)
-
-    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
-        return self.of.records(item, chunks)
+    def decode(
+        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+    ) -> Decoded:
+        return self.of.decode(item, chunks, as_records=as_records)
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
@@ -357,8 +360,7 @@ class Table:
 
     def plan(self, *, limit: int | None = None, **filters: Any) -> _engine.Plan:
         """The items that *filters* come to, at most *limit*; asks nothing yet."""
-        if limit is not None and limit < 0:
-            raise ConfigurationError(f"expected limit of 0 or more, got {limit}")
+        _check_limit(limit)
         checked = self.description.check(filters)
         source = self.description.source(checked)
         return _engine.Plan(
@@ -388,6 +390,11 @@ class Table:
             source=_One(self.description.source({}), self.description.one(key)),
             exchange=self._client.exchange,
         )
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise ConfigurationError(f"expected limit of 0 or more, got {limit!r}")
 
 
 def to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -464,7 +471,7 @@ class Client:
                 f"expected tls_compat no-dhe or seclevel1, got {tls_compat!r}"
             )
         self.exchange = Exchange(
-            base_url or self.default_url,
+            self.default_url if base_url is None else base_url,
             default=self.default_limits,
             limits=limits or Limits(),
             timeout=timeout,

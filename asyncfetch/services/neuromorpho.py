@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -168,7 +168,7 @@ class _Neurons:
     def enumerate(self, _cursor: Json) -> Enumeration:
         """All pages at once; one question of a single record tells how many."""
         (first,) = (yield Ask((_page(self.filters, 0, 1),))) or ()
-        total, _ = _paging(first.json())
+        total, _ = _paging(first)
         pages = math.ceil(total / PAGE)
         yield Block(tuple(self._item(page, pages) for page in range(pages)))
 
@@ -179,14 +179,13 @@ class _Neurons:
             context={"page": page, "pages": pages},
         )
 
-    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
+    def decode(
+        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+    ) -> Decoded:
         """Rows of one page; the last page leads on if there are more by now."""
         body = document(chunks)
         if item.context.get("one"):
-            batch, codes = batch_of(
-                [body], self.schema, ignore=frozenset({"_links"}), lenient=True
-            )
-            return Decoded(batches=(batch,), diagnostics=codes)
+            return self._decoded([body], as_records)
         total, pages = _paging(body)
         records = _neurons_of(body)
         page, known = item.context["page"], item.context["pages"]
@@ -194,6 +193,16 @@ class _Neurons:
             raise IntegrityError(
                 f"expected up to {PAGE} of {total} neurons on page {page}, got none"
             )
+        grown = range(known, pages) if page == known - 1 else range(0)
+        return replace(
+            self._decoded(records, as_records),
+            detail={"total": total},
+            follow_up=tuple(self._item(more, pages) for more in grown),
+        )
+
+    def _decoded(self, records: list[Any], as_records: bool) -> Decoded:
+        if as_records:
+            return Decoded(records=records)
         batch, codes = batch_of(
             records,
             self.schema,
@@ -201,18 +210,7 @@ class _Neurons:
             ignore=frozenset({"_links"}),
             lenient=True,
         )
-        grown = range(known, pages) if page == known - 1 else range(0)
-        return Decoded(
-            batches=(batch,),
-            diagnostics=codes,
-            detail={"total": total},
-            follow_up=tuple(self._item(more, pages) for more in grown),
-        )
-
-    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
-        """The records as sent."""
-        body = document(chunks)
-        return [body] if item.context.get("one") else _neurons_of(body)
+        return Decoded(batches=(batch,), diagnostics=codes)
 
     def shortfall(self, rows: int, details: Iterable[Mapping[str, Any]]) -> str | None:
         """Compare distinct neurons with the total that the last page named."""
@@ -244,8 +242,7 @@ class _Traces:
         state: Mapping[str, Any] = cursor if isinstance(cursor, Mapping) else {}
         page, last = state.get("page", 0), state.get("last", 0)
         while True:
-            (answer,) = (yield Ask((_page(self.filters, page, PAGE),))) or ()
-            body = answer.json()
+            (body,) = (yield Ask((_page(self.filters, page, PAGE),))) or ()
             _, pages = _paging(body)
             items = []
             for record in _neurons_of(body):
@@ -258,7 +255,9 @@ class _Traces:
                 return
             yield Block(tuple(items), {"page": page, "last": last})
 
-    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
+    def decode(
+        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+    ) -> Decoded:
         """Nodes in file order; what was odd goes into the item."""
         trace = read_swc(b"".join(chunks))
         nodes, count = trace.nodes, trace.nodes.num_rows
@@ -270,18 +269,17 @@ class _Traces:
                     constant(text, count)
                     for text in (context["neuron_name"], context["archive"], "CNG")
                 ),
-                *(one.combine_chunks() for one in nodes.columns),
+                *(one.chunk(0) for one in nodes.columns),
             ],
             names=self.schema.names,
         )
         return Decoded(
-            batches=(batch,), diagnostics=trace.codes, detail=_trace_detail(trace)
+            batches=() if as_records else (batch,),
+            # A trace has no records of its own: its rows as dicts.
+            records=batch.to_pylist() if as_records else None,
+            diagnostics=trace.codes,
+            detail=_trace_detail(trace),
         )
-
-    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
-        """Rows as dicts: an SWC file has no records of its own."""
-        rows: list[Any] = self.decode(item, chunks).batches[0].to_pylist()
-        return rows
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
@@ -296,7 +294,7 @@ def _trace_item(record: Mapping[str, Any]) -> Item:
     path = f"/dableFiles/{segment(archive.lower())}/CNG%20version/{segment(name)}"
     return Item(
         key=f"neuron={record['neuron_id']}",
-        request=Request(target=f"{path}.CNG.swc", media="swc"),
+        request=Request(target=f"{path}.CNG.swc", media="swc", may_be_absent=True),
         context={
             "neuron_id": record["neuron_id"],
             "neuron_name": name,

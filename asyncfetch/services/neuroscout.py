@@ -37,7 +37,6 @@ from asyncfetch._model import (
     Json,
     Limits,
     Request,
-    Response,
 )
 from asyncfetch.errors import ConfigurationError, DecodeError, NotFound
 from asyncfetch.services._paging import target
@@ -51,7 +50,7 @@ from asyncfetch.services._table import (
 )
 
 Record = dict[str, Any]
-Resolving = Generator[Ask, tuple[Response, ...], Any]
+Resolving = Generator[Ask, tuple[Any, ...], Any]
 
 # The server takes a request line of 4094 characters, which leaves 4081 for path and
 # query; what exceeds it comes back as a 502. The base URL's own path (``/api``) is part
@@ -190,8 +189,18 @@ def _fits_a_query(value: Json) -> bool:
     return not isinstance(value, list) or not any("," in str(one) for one in value)
 
 
-def _one_body(response: Response) -> list[Record]:
-    return records_at(response.json(), ())
+def _asked(*requests: Request) -> Resolving:
+    """The bodies of the answers, some requests at a time."""
+    bodies: list[Any] = []
+    for start in range(0, len(requests), 2 * BY_ID):
+        bodies += yield Ask(requests[start : start + 2 * BY_ID])
+    return bodies
+
+
+def _asked_list(request: Request) -> Resolving:
+    """The records of one list."""
+    (body,) = yield Ask((request,))
+    return records_at(body, ())
 
 
 @dataclass(slots=True)
@@ -201,6 +210,11 @@ class _Scope:
     dataset: Record | None = None
     tasks: list[int] | None = None
     """Task ids, or None for all."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the service lists the data set, and its runs, without being told."""
+        return self.dataset is None or self.dataset.get("active", True)
 
     @classmethod
     def find(cls, datasets: list[Record], filters: Mapping[str, Any]) -> _Scope:
@@ -274,7 +288,13 @@ def _runs_request(scope: _Scope, filters: Mapping[str, Any]) -> Request:
         query["dataset_id"] = scope.dataset["id"]
     if scope.tasks is not None:
         query["task_id"] = scope.tasks
+    if not scope.is_active:
+        query.setdefault("active_only", False)
     return _request("/runs", **query)
+
+
+def _words(filters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={_text(value)}" for name, value in filters.items())
 
 
 def _wanted_runs(
@@ -328,15 +348,21 @@ class _Listing:
     def _item(self, request: Request, **context: Any) -> Item:
         return Item(key=request.target, request=request, context=context)
 
-    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
-        """Rows in the server's order."""
-        batch, codes = batch_of(self.records(item, chunks), self.schema)
+    def decode(
+        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+    ) -> Decoded:
+        """Rows that match, in the server's order."""
+        body = document(chunks)
+        is_one = item.context.get("one")
+        records = [body] if is_one else self.matching(records_at(body, ()), item)
+        if as_records:
+            return Decoded(records=records)
+        batch, codes = batch_of(records, self.schema)
         return Decoded(batches=(batch,), diagnostics=codes)
 
-    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
-        """The records as sent."""
-        body = document(chunks)
-        return [body] if item.context.get("one") else records_at(body, ())
+    def matching(self, records: list[Record], _item: Item) -> list[Record]:
+        """Those of the server's records that the filters mean: here all of them."""
+        return records
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
@@ -354,7 +380,7 @@ class _Runs(_Listing):
         """One item: the runs of a data set, or all."""
         datasets: list[Record] = []
         if _needs_datasets(self.filters):
-            datasets = _one_body(*(yield Ask((_request("/datasets"),))) or ())
+            datasets = yield from _asked_list(_request("/datasets"))
         scope = _Scope.find(datasets, self.filters)
         keep = {
             name: self.filters[name]
@@ -364,13 +390,10 @@ class _Runs(_Listing):
         request = _runs_request(scope, self.filters)
         yield Block((self._item(request, keep=keep, tasks=scope.tasks),))
 
-    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
-        """The runs that match, by id."""
-        runs = super().records(item, chunks)
-        if item.context.get("one"):
-            return runs
+    def matching(self, records: list[Record], item: Item) -> list[Record]:
+        """The runs that match filters which the server lacks, by id."""
         return _wanted_runs(
-            runs, _Scope(tasks=item.context["tasks"]), item.context["keep"]
+            records, _Scope(tasks=item.context["tasks"]), item.context["keep"]
         )
 
 
@@ -392,13 +415,10 @@ class _Predictors(_Listing):
             return
         datasets: list[Record] = []
         if _needs_datasets(filters):
-            datasets = _one_body(*(yield Ask((_request("/datasets"),))) or ())
+            datasets = yield from _asked_list(_request("/datasets"))
         scope = _Scope.find(datasets, filters)
-        runs = _wanted_runs(
-            _one_body(*(yield Ask((_runs_request(scope, filters),))) or ()),
-            scope,
-            filters,
-        )
+        found = yield from _asked_list(_runs_request(scope, filters))
+        runs = _wanted_runs(found, scope, filters)
         if any(name in filters for name in ("run_id", *(f.name for f in _ENTITIES))):
             requests = [
                 _request("/predictors", run_id=batch, **query)
@@ -411,13 +431,12 @@ class _Predictors(_Listing):
             ]
         yield Block(tuple(self._item(request, keep=keep) for request in requests))
 
-    def records(self, item: Item, chunks: Iterator[bytes]) -> list[Any]:
+    def matching(self, records: list[Record], item: Item) -> list[Record]:
         """The predictors of the wanted names."""
-        names = item.context.get("keep", {}).get("name")
-        predictors = super().records(item, chunks)
+        names = item.context["keep"].get("name")
         if names is None:
-            return predictors
-        return [one for one in predictors if one["name"] in names]
+            return records
+        return [one for one in records if one["name"] in names]
 
 
 def _fitting(ids: Sequence[int], kept: int) -> Iterator[list[int]]:
@@ -510,11 +529,20 @@ class _Events:
             )
         datasets, candidates, runs = yield from self._first_round()
         scope = _Scope.find(datasets, filters)
-        if scope.dataset is None and "dataset_id" not in filters:
+        named = {filters["dataset_id"]} if "dataset_id" in filters else set()
+        named |= {run["dataset_id"] for run in runs or ()}
+        for one in named - {dataset["id"] for dataset in datasets}:
+            # Not among the active ones: served all the same, by its id.
+            (body,) = yield Ask((_request(f"/datasets/{one}"),))
+            scope.dataset = body if len(named) == 1 else None
+            datasets.append(body)
+        if scope.dataset is None:
             scope.dataset = _dataset_of(candidates, runs, datasets, filters)
         if runs is None:
-            runs = _one_body(*(yield Ask((_runs_request(scope, filters),))))
+            runs = yield from _asked_list(_runs_request(scope, filters))
         runs = _wanted_runs(runs, scope, filters)
+        if not runs:
+            raise NotFound(f"neuroscout has no run with {_words(filters)}")
         picks = yield from self._picks(candidates, runs, scope)
         names = {d["id"]: d["name"] for d in datasets}
         return {
@@ -557,19 +585,19 @@ class _Events:
                 wanted += [_request(f"/runs/{one}") for one in run_ids]
             else:
                 wanted.append(_request("/runs", active_only=False))
-        answers = list((yield Ask(tuple(wanted))))
-        datasets = _one_body(answers.pop(0))
+        answers = yield from _asked(*wanted)
+        datasets = records_at(answers.pop(0), ())
         candidates: list[Record] | None = None
         if by_name:
-            candidates = _one_body(answers.pop(0))
+            candidates = records_at(answers.pop(0), ())
         if ids is not None:
-            by_id = [answers.pop(0).json() for _ in ids]
+            by_id = [answers.pop(0) for _ in ids]
             candidates = [one for one in by_id if names is None or one["name"] in names]
         runs: list[Record] | None = None
         if only_ids and len(run_ids) <= BY_ID:
-            runs = [answer.json() for answer in answers]
+            runs = answers
         elif only_ids:
-            runs = _one_body(answers.pop(0))
+            runs = records_at(answers.pop(0), ())
         return datasets, candidates, runs
 
     def _picks(
@@ -577,14 +605,20 @@ class _Events:
     ) -> Resolving:
         """The predictors to ask for, by id."""
         filters = self.filters
+        of_datasets = {run["dataset_id"] for run in runs}
         if "predictor_id" in filters:
             assert candidates is not None
+            for one in candidates:
+                if one["dataset_id"] not in of_datasets:
+                    raise ConfigurationError(
+                        f"predictor {one['id']} ({one['name']}) belongs to data set "
+                        f"{one['dataset_id']}, and the runs asked for to {of_datasets}"
+                    )
             return sorted(
                 (_Pick(id=one["id"], name=one["name"]) for one in candidates),
                 key=attrgetter("id"),
             )
         names = filters.get("predictor_name")
-        of_datasets = {run["dataset_id"] for run in runs}
         if candidates is not None:
             candidates = [c for c in candidates if c["dataset_id"] in of_datasets]
             found = [c["name"] for c in candidates]
@@ -596,15 +630,18 @@ class _Events:
         # All predictors, or several of one name, or a name that is not there: only the
         # tasks' own lists say which predictor belongs to which runs.
         tasks = sorted({run["task"] for run in runs})
-        requests = tuple(
-            _request(f"/tasks/{task}/predictors", newest=False) for task in tasks
+        everything = {} if scope.is_active else {"active_only": False}
+        answers = yield from _asked(
+            *(
+                _request(f"/tasks/{task}/predictors", newest=False, **everything)
+                for task in tasks
+            )
         )
-        answers = (yield Ask(requests)) if requests else ()
         picked: dict[int, _Pick] = {}
         known: set[str] = set()
         for task, answer in zip(tasks, answers, strict=True):
             newest: dict[str, int] = {}
-            for one in _one_body(answer):
+            for one in records_at(answer, ()):
                 known.add(one["name"])
                 if names is None or one["name"] in names:
                     newest[one["name"]] = max(one["id"], newest.get(one["name"], 0))
@@ -612,24 +649,28 @@ class _Events:
                 pick = picked.setdefault(one_id, _Pick(id=one_id, name=name, tasks=[]))
                 assert pick.tasks is not None
                 pick.tasks.append(task)
-        self._refuse_unknown(names, known, runs, scope)
+        self._refuse_unknown(names, known, scope)
         return [picked[one_id] for one_id in sorted(picked)]
 
     def _refuse_unknown(
         self,
         names: list[str] | None,
         known: set[str],
-        runs: list[Record],
         scope: _Scope,
     ) -> None:
         missing = [name for name in names or () if name not in known]
-        if missing and runs:
+        if missing:
             where = scope.dataset["name"] if scope.dataset else "the runs asked for"
             hints = ", ".join(f"{name!r}{close(name, known)}" for name in missing)
             raise NotFound(f"{where} has no predictor {hints}")
 
-    def decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
-        """Rows by run and onset."""
+    def decode(
+        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+    ) -> Decoded:
+        """Rows by predictor, run and onset."""
+        if as_records:
+            events = records_at(document(chunks), ())
+            return Decoded(records=sorted(events, key=_event_order))
         columns = _event_columns(chunks)
         batch, silent = _event_batch(columns, item.context)
         return Decoded(
@@ -638,18 +679,15 @@ class _Events:
             detail={"runs_without_events": silent} if silent else {},
         )
 
-    def records(self, _item: Item, chunks: Iterator[bytes]) -> list[Any]:
-        """The events as sent, by predictor, run and onset."""
-        events = records_at(document(chunks), ())
-        return sorted(
-            events, key=lambda one: (one["predictor_id"], one["run_id"], one["onset"])
-        )
-
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
     ) -> str | None:
         """How many events there are is known from the events alone."""
         return None
+
+
+def _event_order(event: Record) -> tuple[int, int, float]:
+    return event["predictor_id"], event["run_id"], event["onset"]
 
 
 def _dataset_of(

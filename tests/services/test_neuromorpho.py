@@ -8,7 +8,7 @@ import asyncfetch
 from asyncfetch import testing
 from asyncfetch.services import neuromorpho
 from asyncfetch.testing import Fault
-from tests.conftest import look
+from tests.conftest import Impatient, look
 
 pytestmark = pytest.mark.anyio
 
@@ -107,6 +107,28 @@ async def test_an_index_that_grows_while_paging_is_followed(archive, api, tmp_pa
     assert [one["follow_up"] for one in items if one["key"] == "page=2"] == [[3]]
 
 
+async def test_a_page_without_its_neurons_is_a_failure_in_every_form(archive, api):
+    page = {"size": 500, "totalElements": 1200, "totalPages": 3, "number": 1}
+    body = json.dumps({"page": page}).encode()
+    for output_type in ("json", "arrow"):
+        archive.script("page=1&size=500", [Fault(body=body)] * 9)
+        api.exchange._rng = Impatient()
+        with pytest.raises(asyncfetch.ItemError, match="on page 1, got none"):
+            await api.neurons.get(output_type=output_type)
+
+
+async def test_complete_rows_are_not_complained_of(api, caplog):
+    await api.neurons.get()
+    assert not caplog.records
+
+
+async def test_a_cut_answer_while_planning_is_asked_again(archive, api):
+    cut = Fault(body=b'{"page": {"totalElem', framing="close")
+    archive.script("size=1&", [cut, cut])
+    api.exchange._rng = Impatient()
+    assert len(await api.neurons.get(archive="Siegert")) >= 12
+
+
 async def test_no_match_is_no_rows(api):
     assert await api.neurons.get(species="no such species") == []
     assert await api.traces.get(species="no such species") == []
@@ -195,5 +217,5 @@ def test_several_filters_are_one_query_and_further_ones():
 def test_a_name_that_leaves_its_folder_makes_no_url(name):
     from asyncfetch.services._paging import segment
 
-    with pytest.raises(ValueError, match="not a usable name"):
+    with pytest.raises(asyncfetch.ConfigurationError, match="expected a name"):
         segment(name)

@@ -153,6 +153,9 @@ async def test_run_filters_narrow_to_their_runs(archive, api):
             "no predictor 'speach'.*speech",
         ),
         ({"predictor_name": "no such predictor"}, "no public predictor"),
+        ({"dataset_id": 99999}, "404"),
+        ({"dataset_id": 5, "subject": "nobody"}, "no run with .*subject=nobody"),
+        ({"predictor_id": 99999999}, "404"),
     ],
 )
 async def test_a_name_that_is_not_there_is_said_with_the_nearest(api, filters, message):
@@ -163,6 +166,27 @@ async def test_a_name_that_is_not_there_is_said_with_the_nearest(api, filters, m
 async def test_a_predictor_of_several_datasets_needs_one_named(api):
     with pytest.raises(asyncfetch.ConfigurationError, match="pass dataset_name"):
         await api.predictor_events.get(predictor_name="speech")
+
+
+async def test_a_predictor_of_another_dataset_is_refused(api):
+    with pytest.raises(asyncfetch.ConfigurationError, match="belongs to data set 28"):
+        await api.predictor_events.get(predictor_id=40254, dataset_id=5)
+
+
+async def test_an_inactive_dataset_is_found_by_its_id(archive, api):
+    active = {one["id"] for one in await api.datasets.get()}
+    hidden = next(one for one in archive.truth.datasets() if one["id"] not in active)
+    table = await api.predictor_events.get(dataset_id=hidden["id"], output_type="arrow")
+    assert set(table["run_id"].to_pylist()) <= set(hidden["runs"])
+    assert table.num_rows
+    assert set(table["dataset_name"].to_pylist()) == {hidden["name"]}
+
+
+@pytest.mark.parametrize("body", [b"[1, 2]", b'[{"id": 1}]', b'{"a": 1}'])
+async def test_a_server_that_is_another_one_is_said_in_one_line(archive, api, body):
+    archive.script("/datasets", [Fault(body=body)])
+    with pytest.raises(asyncfetch.DecodeError, match="expected"):
+        await api.predictor_events.get(predictor_name="speech", dataset_name="x")
 
 
 async def test_nothing_to_narrow_by_is_refused(archive, api):
@@ -219,7 +243,7 @@ def decode(events, *, raw=None):
     data = (
         raw if raw is not None else json.dumps(events, separators=(",", ":")).encode()
     )
-    decoded = source.decode(item, iter([data]))
+    decoded = source.decode(item, iter([data]), as_records=False)
     table = pa.Table.from_batches(decoded.batches)
     return decoded, table.cast(neuroscout._EVENTS) if events else table
 
