@@ -15,7 +15,9 @@ import pytest
 from anyio.abc import SocketStream
 from blockbuster import blockbuster_ctx
 
+# What is heavy is imported here and not, at first use, inside an event loop.
 from asyncfetch import _gate
+from asyncfetch.services import neuromorpho, neuroscout  # noqa: F401
 
 
 def _eager_loop() -> asyncio.AbstractEventLoop:

@@ -318,11 +318,11 @@ class Table:
             raise ConfigurationError(
                 f"expected output_type json, df or arrow, got {output_type!r}"
             )
-        if limit is not None and limit < 0:
-            raise ConfigurationError(f"expected limit of 0 or more, got {limit}")
-        plan = (
-            self._plan_of_one(id, filters) if id is not None else self.plan(**filters)
-        )
+        _check_limit(limit)
+        if id is not None:
+            plan = self._plan_of_one(plain(id), filters)
+        else:  # no rows need no items
+            plan = self.plan(limit=0 if limit == 0 else None, **filters)
         results = await _engine.collect(
             plan, as_records=output_type == "json", limit=limit
         )
