@@ -874,7 +874,7 @@ class Writer:
         self._batches.extend(batches)
         self._found.extend(found)
         self._queued_rows += rows
-        self._queued_bytes += sum(batch.nbytes for batch in batches)
+        self._queued_bytes += sum(batch.get_total_buffer_size() for batch in batches)
         self._queued_bytes += len(detail or "") + 200 * len(found)
         self._open_rows += rows
         self._open_items += 1
@@ -949,6 +949,7 @@ class Writer:
         table = pa.Table.from_batches(
             [_conformed(batch, schema) for batch in self._batches], schema
         ).unify_dictionaries()
+        table = table.combine_chunks()  # one piece to encode, not one for every item
         # Equal groups rather than full ones and a stub.
         groups = max(1, table.num_rows // GROUP_ROWS)
         self._part.write(table, math.ceil(table.num_rows / groups))
@@ -1090,6 +1091,8 @@ def _let_go(staging: Staging, lock: Lock) -> None:
 
 def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The same rows, with text encoded as the open part has it."""
+    if batch.schema.types == schema.types:  # as every batch but the odd one
+        return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
     columns = []
     for field in schema:
         column = batch.column(field.name)

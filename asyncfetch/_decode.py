@@ -356,15 +356,13 @@ def _to_list(value: Any, inner: Callable[[Any], Any], lenient: bool) -> list[Any
     raise _Misfit("array")
 
 
-def constant(text: str | None, count: int) -> pa.Array:
-    """A column of *count* times the same text, stored once."""
-    zeros = _ZEROS if count <= len(_ZEROS) else pa.array(np.zeros(count, np.int32))
-    return pa.DictionaryArray.from_arrays(
-        zeros.slice(0, count), pa.array([text], pa.string())
-    )
-
-
-_ZEROS = pa.array(np.zeros(65536, np.int32))
+def constants(count: int, *texts: str | None) -> list[pa.Array]:
+    """A column for each text, of *count* times the same, stored once."""
+    zeros = pa.array(np.zeros(count, np.int32))
+    return [
+        pa.DictionaryArray.from_arrays(zeros, pa.array([text], pa.string()))
+        for text in texts
+    ]
 
 
 def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -772,32 +772,19 @@ class _Download:
             group.start_soon(self._beat)
             if stop is not None:
                 group.start_soon(self._drain_on, stop, drain_seconds)
-            while True:
-                try:
-                    result = results.receive_nowait()
-                except anyio.WouldBlock:
-                    due = writer.seal_due()
-                    with anyio.move_on_after(due) as waiting:
-                        try:
-                            result = await results.receive()
-                        except anyio.EndOfStream:
-                            break
-                    if waiting.cancelled_caught:
-                        await self._seal()
-                        continue
-                except anyio.EndOfStream:
-                    break
+            async for result in results:
                 async with self._guard:
                     found = writer.add(result)
                 self._run.settle(found)
                 if writer.wants_flush:
                     await self._on_disk(writer.flush)
-                due = writer.seal_due()
-                if due is not None and due <= 0:
-                    await self._seal()
+                await self._seal_if_due()
             self._run.raise_error()
 
-    async def _seal(self) -> None:
+    async def _seal_if_due(self) -> None:
+        due = self._writer.seal_due()
+        if due is None or due > 0:
+            return
         sealed = await self._on_disk(self._writer.seal)
         if sealed is not None:
             self._tally.see(Committed(items=sealed[0], rows=sealed[1]))
@@ -810,6 +797,7 @@ class _Download:
         while True:
             await anyio.sleep(HEARTBEAT)
             await self._on_disk(self._writer.heartbeat)
+            await self._seal_if_due()  # when no result comes to ask for it
 
     async def _drain_on(self, stop: anyio.Event, seconds: float) -> None:
         await stop.wait()

@@ -8,6 +8,7 @@ small, else in the one decode thread. What fails on the way is tried again as
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
 import logging
 import random
@@ -182,9 +183,9 @@ class Exchange:
                     response = await self._send(
                         request, interactive, spool_dir, observe
                     )
-                # Whoever waits for the slot sends first: decoding would keep the loop.
-                await anyio.lowlevel.cancel_shielded_checkpoint()
                 try:
+                    # Whoever waits for the slot sends first: decoding keeps the loop.
+                    await asyncio.sleep(0)
                     known, unproved = unproved, _unproved(request, response)
                     if unproved is not None and unproved != known:
                         raise IntegrityError(

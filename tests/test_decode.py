@@ -16,7 +16,7 @@ from asyncfetch._decode import (
     arrays,
     as_schema,
     batch_of,
-    constant,
+    constants,
     document,
     records_at,
 )
@@ -166,9 +166,11 @@ def test_lenient_columns_read_numbers_as_text_and_keep_what_is_none():
 
 
 def test_a_list_below_a_path_is_found_or_its_absence_named():
-    assert records_at({"a": {"b": [1]}}, ("a", "b")) == [1]
+    assert records_at({"a": {"b": [{}]}}, ("a", "b")) == [{}]
     with pytest.raises(DecodeError, match=r"expected array, got null - at \$.a.c"):
-        records_at({"a": {"b": [1]}}, ("a", "c"))
+        records_at({"a": {"b": [{}]}}, ("a", "c"))
+    with pytest.raises(DecodeError, match=r"expected object, got int 1 - at \$.a\[0\]"):
+        records_at({"a": [1]}, ("a",))
 
 
 @pytest.mark.parametrize("data", [b"", b"[1", b'{"a": tru', b"[1]x"])
@@ -180,7 +182,7 @@ def test_text_that_is_no_json_is_not_whole(data):
 def test_encoded_columns_come_out_plain():
     schema = pa.schema([("a", pa.string()), ("b", pa.int64())])
     batch = pa.RecordBatch.from_arrays(
-        [constant("x", 3), pa.array([1, 2, 3])], names=["a", "b"]
+        [*constants(3, "x"), pa.array([1, 2, 3])], names=["a", "b"]
     )
     assert as_schema(batch, schema).to_pydict() == {"a": ["x"] * 3, "b": [1, 2, 3]}
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from asyncfetch._decode import EXTRA, JSON, batch_of, constant, document, records_at
+from asyncfetch._decode import EXTRA, JSON, batch_of, constants, document, records_at
 from asyncfetch._model import (
     Ask,
     Block,
@@ -265,10 +265,7 @@ class _Traces:
         batch = pa.RecordBatch.from_arrays(
             [
                 pa.array(np.full(count, context["neuron_id"], np.int64)),
-                *(
-                    constant(text, count)
-                    for text in (context["neuron_name"], context["archive"], "CNG")
-                ),
+                *constants(count, context["neuron_name"], context["archive"], "CNG"),
                 *(one.chunk(0) for one in nodes.columns),
             ],
             names=self.schema.names,

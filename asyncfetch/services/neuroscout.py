@@ -24,7 +24,7 @@ from asyncfetch._decode import (
     ArrayDecoder,
     arrays,
     batch_of,
-    constant,
+    constants,
     document,
     records_at,
 )
@@ -830,7 +830,7 @@ def _event_batch(
             pa.array(columns.predictor_id),
             pa.array(columns.run_id[order]),
             value,
-            constant(name, count),
+            *constants(count, name),
             text.column(1),
             text.column(2),
             pa.array([run[3] for run in runs], pa.int32()).take(pa.array(place)),
