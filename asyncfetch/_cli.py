@@ -234,8 +234,11 @@ def _as_list(value: Any) -> list[Any]:
 
 def _in_loop(work: Callable[[], Any]) -> Any:
     """Run an async function in an event loop of its own."""
+    import gc  # noqa: PLC0415
+
     import anyio  # noqa: PLC0415
 
+    gc.freeze()  # what is imported by now stays; looking through it again is for nothing
     return anyio.run(work)
 
 

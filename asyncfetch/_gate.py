@@ -129,8 +129,11 @@ class Gate:
             )
             heapq.heappush(self._waiting, waiter)
         try:
-            with anyio.fail_after(max_wait):
+            if max_wait is None:
                 await waiter.event.wait()
+            else:
+                with anyio.fail_after(max_wait):
+                    await waiter.event.wait()
         except BaseException as error:
             with self._guard:
                 waiter.gone = True
