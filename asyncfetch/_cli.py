@@ -238,7 +238,7 @@ def _in_loop(work: Callable[[], Any]) -> Any:
 
     import anyio  # noqa: PLC0415
 
-    gc.freeze()  # what is imported by now stays; looking through it again is for nothing
+    gc.freeze()  # what is imported by now stays: not to be looked through again
     return anyio.run(work)
 
 
