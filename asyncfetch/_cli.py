@@ -792,7 +792,7 @@ def verify(
 ) -> int:
     """Prove that rows, items and parts agree."""
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
-    from asyncfetch._dataset import verify as prove  # noqa: PLC0415
+    from asyncfetch._verify import verify as prove  # noqa: PLC0415
 
     problems = prove(dest, repair=repair)
     if as_json:

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from asyncfetch._dataset import open_dataset, verify
+from asyncfetch._dataset import open_dataset
+from asyncfetch._verify import verify
 from asyncfetch.errors import AsyncfetchError, DatasetError
 
 FAULTS = "error=0.008,reset=0.004,truncate=0.004,html=0.004,seed=1"  # 2 % in all

@@ -31,9 +31,10 @@ import pyarrow as pa
 from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectSendStream
 
-from asyncfetch._dataset import PlanRecord, Writer, schema_id
+from asyncfetch._dataset import Writer
 from asyncfetch._decode import as_schema, document, without_taken_keys
 from asyncfetch._exchange import Exchange, ignore
+from asyncfetch._ledger import PlanRecord, schema_id
 from asyncfetch._model import (
     Ask,
     Block,

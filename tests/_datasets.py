@@ -17,7 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from asyncfetch._dataset import PlanRecord, View, Writer, schema_id
+from asyncfetch._dataset import View, Writer
+from asyncfetch._ledger import PlanRecord, schema_id
 from asyncfetch._model import Block, Item, ItemResult, Outcome, PlannedItem, Request
 from asyncfetch.errors import ResponseError
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from asyncfetch import _dataset, _store
-from asyncfetch._dataset import View, Writer, verify
+from asyncfetch._dataset import View, Writer
 from asyncfetch._store import CRASH_POINTS
+from asyncfetch._verify import verify
 from asyncfetch.errors import DatasetError
 
 from . import _datasets as made_up

@@ -33,19 +33,11 @@ from hypothesis.stateful import (
 )
 
 from asyncfetch import _store
-from asyncfetch._dataset import (
-    GROUP_ROWS,
-    PART_ITEMS,
-    PlanRecord,
-    View,
-    Writer,
-    _KeySet,
-    open_dataset,
-    schema_id,
-    verify,
-)
+from asyncfetch._dataset import GROUP_ROWS, View, Writer, open_dataset
+from asyncfetch._ledger import PART_ITEMS, KeySet, PlanRecord, schema_id
 from asyncfetch._model import Block, FailedItem, Outcome, PlannedItem
 from asyncfetch._store import STALE, LocalStore, Lock
+from asyncfetch._verify import verify
 from asyncfetch.errors import ConfigurationError, DatasetError
 
 from . import _datasets as made_up
@@ -596,7 +588,7 @@ def test_text_may_be_the_key_of_a_row_and_no_key_is_no_duplicate(
 
 @given(st.lists(st.lists(st.integers(-3, 40), max_size=20), max_size=30))
 def test_key_is_new_once(batches: list[list[int]]) -> None:
-    keys, seen = _KeySet(), set[int]()
+    keys, seen = KeySet(), set[int]()
     for batch in batches:
         expected = []
         for key in batch:

@@ -13,8 +13,9 @@ import pyarrow.dataset as pads
 import pytest
 
 import asyncfetch
-from asyncfetch import _dataset, testing
+from asyncfetch import testing
 from asyncfetch._model import Committed, ItemEnded, Limits, Planned
+from asyncfetch._verify import verify
 from asyncfetch.testing import Fault
 from tests.conftest import Impatient, look
 
@@ -55,7 +56,7 @@ async def test_a_dataset_holds_the_rows_that_get_gives(api, tmp_path):
     names = table.column_names
     order = [(name, "ascending") for name in names]
     assert there.cast(table.schema).equals(table.sort_by(order))
-    assert not await look(_dataset.verify, tmp_path / "events")
+    assert not await look(verify, tmp_path / "events")
 
 
 async def test_what_users_read_with_sees_plain_types(api, tmp_path):
@@ -216,7 +217,7 @@ async def test_a_cancelled_run_leaves_what_ended_and_no_work_in_progress(api, tm
         await asyncfetch.download(plan, tmp_path / "e", observe=see)
     assert scope.cancelled_caught
     assert not list((tmp_path / "e/_asyncfetch/tmp").iterdir())
-    assert not await look(_dataset.verify, tmp_path / "e")
+    assert not await look(verify, tmp_path / "e")
     assert api.exchange.gate.statistics()["in_flight"] == 0
     report = await asyncfetch.download(plan, tmp_path / "e")
     assert report.rows == len(await api.predictor_events.get(**MERLIN))
@@ -308,5 +309,5 @@ def test_killed_at_any_instant_nothing_is_lost_doubled_or_asked_again(tmp_path):
                 if list((dest / "_asyncfetch/plan").iterdir()):
                     planned = {one for one in asked | planned if "/api/neuron" in one}
         assert fetch(dest) in {0, 1}
-    assert not _dataset.verify(dest)
+    assert not verify(dest)
     assert rows(dest).equals(rows(calm))

@@ -32,10 +32,13 @@ ALLOWED = {
     "_decode": {"_body", "_model", "errors"},
     "swc": {"errors"},
     "_store": {"errors"},
-    "_dataset": {"_model", "_store", "errors"},
+    "_ledger": {"_model", "_store", "errors"},
+    "_dataset": {"_ledger", "_model", "_store", "errors"},
+    "_verify": {"_ledger", "_model", "_store", "errors"},
     "_progress": {"_model"},
     "_engine": {
         "_dataset",
+        "_ledger",
         "_decode",
         "_exchange",
         "_model",
@@ -53,11 +56,12 @@ ALLOWED = {
         "swc",
     },
     "testing": {"errors", "swc", "testing"},
-    "_demo": {"_dataset", "errors"},  # what it runs, it runs as processes
+    "_demo": {"_dataset", "_verify", "errors"},  # what it runs, it runs as processes
     "_cli": {
         "_dataset",
         "_demo",
         "_engine",
+        "_verify",
         "_model",
         "_version",
         "errors",
