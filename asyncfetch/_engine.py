@@ -29,7 +29,7 @@ import anyio
 import anyio.to_thread
 import pyarrow as pa
 from anyio.abc import ObjectReceiveStream, TaskGroup
-from anyio.streams.memory import MemoryObjectSendStream
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from asyncfetch._dataset import Writer
 from asyncfetch._decode import as_schema, document, without_taken_keys
@@ -392,9 +392,9 @@ class Run:
             self._outstanding += 1
             await _send(self._give, item)
 
-    async def _work(self, todo: ObjectReceiveStream[PlannedItem]) -> None:
+    async def _work(self, todo: MemoryObjectReceiveStream[PlannedItem]) -> None:
         async with todo:
-            async for planned in todo:
+            async for planned in _received(todo):
                 if not self.draining:
                     result = await self._perform(planned)
                     self._observe(
@@ -477,8 +477,23 @@ class Run:
             ) from error
 
 
+async def _received(stream: MemoryObjectReceiveStream[T]) -> AsyncGenerator[T]:
+    """Values of *stream*, without the checkpoint of an awaited receive: 20 µs each."""
+    while True:
+        try:
+            value = stream.receive_nowait()
+        except anyio.EndOfStream:
+            return
+        except anyio.WouldBlock:
+            try:
+                value = await stream.receive()
+            except anyio.EndOfStream:
+                return
+        yield value
+
+
 async def _send(stream: MemoryObjectSendStream[T], value: T) -> None:
-    """Send without the checkpoint of an awaited send: 20 µs an item where it fits."""
+    """Send without the checkpoint of an awaited send, where there is room."""
     try:
         stream.send_nowait(value)
     except anyio.WouldBlock:
@@ -773,7 +788,7 @@ class _Download:
             group.start_soon(self._beat)
             if stop is not None:
                 group.start_soon(self._drain_on, stop, drain_seconds)
-            async for result in results:
+            async for result in _received(results):
                 async with self._guard:
                     found = writer.add(result)
                 self._run.settle(found)
