@@ -124,6 +124,10 @@ class Exchange:
             raise ConfigurationError(
                 f"expected a base URL like https://host/api, got {base_url!r}"
             )
+        if URL(base_url).raw_user is not None or URL(base_url).query_string:
+            raise ConfigurationError(  # it goes into plans, items and logs
+                f"expected a base URL without user and query for {origin}"
+            )
         self.base_url = base_url.rstrip("/")
         self.host = origin.authority
         self.gate = gate_for(

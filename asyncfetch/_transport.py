@@ -128,7 +128,7 @@ class Transport:
                 return Response(
                     status=answer.status,
                     headers=answer.headers,
-                    url=str(answer.url.with_user(None)),
+                    url=str(answer.url.with_user(None)) if answer.history else url,
                     body=received,
                 )
         except AsyncfetchError:

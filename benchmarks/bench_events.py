@@ -34,8 +34,8 @@ from benchmarks._server import open_archive
 
 # Two body sizes, by events a run; the plan puts about the same runs into an item.
 SIZES = {
-    "3000 rows": {"scale": 0.27, "predictors": 30},
-    "200000 rows": {"scale": 18.0, "predictors": 3},
+    "3000 rows": {"scale": 0.41, "predictors": 30},
+    "200000 rows": {"scale": 35.0, "predictors": 3},
 }
 CONNECTIONS = 4
 DATASET = "SherlockMerlin"

@@ -268,6 +268,15 @@ def test_a_base_url_that_is_none_is_refused(url):
         exchange(url)
 
 
+@pytest.mark.parametrize(
+    "url", ["https://me:secret@host.example/api", "https://host.example/api?key=secret"]
+)
+def test_a_secret_in_the_base_url_is_refused_and_not_repeated(url):
+    with pytest.raises(ConfigurationError) as caught:
+        exchange(url)
+    assert "secret" not in str(caught.value)
+
+
 def test_a_client_is_used_under_one_loop_after_the_other():
     asker = []
 
