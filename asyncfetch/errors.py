@@ -19,10 +19,7 @@ none carries a secret.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from asyncfetch._model import Report
+from typing import Any
 
 __all__ = [
     "AsyncfetchError",
@@ -129,12 +126,12 @@ class ItemError(AsyncfetchError):
     cause
         What happened to it.
     report
-        What the run had come to when it ended.
+        What the run had come to when it ended: an ``asyncfetch.Report``, or None.
     """
 
     key: str = ""
     cause: AsyncfetchError | None = None
-    report: Report | None = None
+    report: Any = None
 
 
 class DatasetError(AsyncfetchError):

@@ -13,7 +13,7 @@ PACKAGE = Path(asyncfetch.__file__).parent
 
 # Each room may import from those named, and from nothing else of the package.
 ALLOWED = {
-    "errors": {"_model"},  # a report's type, for type checkers only
+    "errors": set(),
     "_version": set(),
     "_body": {"errors"},
     "_model": {"_body", "errors"},
