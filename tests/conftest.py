@@ -14,6 +14,7 @@ import anyio
 import pytest
 from anyio.abc import SocketStream
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 # What is heavy is imported here and not, at first use, inside an event loop.
 from asyncfetch import _gate
@@ -35,6 +36,13 @@ if sys.version_info >= (3, 12):
     )
 if sys.platform != "win32":
     LOOPS.append(pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"))
+
+
+# A property holds or not; how long an example takes on a busy machine is no matter.
+settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture(params=LOOPS)
