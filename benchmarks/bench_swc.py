@@ -100,14 +100,14 @@ def parsing(url: str, targets: list[str], rounds: int) -> dict[str, float]:
     def with_pandas(data: bytes) -> Any:
         return pd.read_csv(io.BytesIO(data), sep=" ", comment="#", header=None)
 
-    plain = [data for data in files if not _is_indented(data)]
-    files = plain
+    files = [data for data in files if _is_plain(data)]
     return {"read_swc_us": best(read_swc), "pandas_us": best(with_pandas)}
 
 
-def _is_indented(data: bytes) -> bool:
-    # pandas takes a leading blank for an empty first field; leave those files out.
-    return b"\n 1 " in data
+def _is_plain(data: bytes) -> bool:
+    # pandas takes a leading blank for an empty first field, and stumbles over text that
+    # is not UTF-8; those files are left out for both.
+    return data.isascii() and b"\n 1 " not in data
 
 
 def targets_of(url: str, count: int) -> list[str]:
