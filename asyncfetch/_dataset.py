@@ -498,13 +498,17 @@ class Writer:
                 for field in self._schema
             ]
         )
+        repeating = list(_dictionary_columns(self._schema))
         return _StagedFile(
             self._staging,
             "part.parquet",
             schema,
             # The Arrow schema would make readers see dictionaries where text is.
             store_schema=False,
-            use_dictionary=list(_dictionary_columns(self._schema)),
+            use_dictionary=repeating,
+            # A trace or a run is found by them; coordinates and onsets of a row group
+            # span everything, and their statistics take a tenth of the writing.
+            write_statistics=repeating,
         )
 
     def seal_due(self) -> float | None:

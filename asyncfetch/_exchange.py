@@ -181,12 +181,10 @@ class Exchange:
             attempt += 1
             tries += 1
             try:
-                with anyio.fail_after(
-                    max(0.0, started + self._item_timeout - time.monotonic())
-                ):
-                    response = await self._send(
-                        request, interactive, spool_dir, observe
-                    )
+                left = started + self._item_timeout - time.monotonic()
+                response = await self._send(
+                    request, interactive, spool_dir, observe, left
+                )
                 try:
                     # Whoever waits for the slot sends first: decoding keeps the loop.
                     await asyncio.sleep(0)
@@ -205,12 +203,6 @@ class Exchange:
                     attempts=attempt,
                     elapsed=time.monotonic() - started,
                 )
-            except TimeoutError:
-                raise IntegrityError(
-                    f"expected an answer within {self._item_timeout:g} s, got none "
-                    f"after {attempt} attempts: {self._url(request)}",
-                    attempts=attempt,
-                ) from None
             except AsyncfetchError as error:
                 error.__dict__["attempts"] = attempt
                 if _is_rejection(error):
@@ -238,6 +230,7 @@ class Exchange:
         interactive: bool,
         spool_dir: Path | None,
         observe: Observer,
+        left: float,
     ) -> Response:
         async def on_wire(method: str, url: str) -> None:
             await self.gate.token(self._max_wait)
@@ -255,6 +248,7 @@ class Exchange:
                 body=request.body,
                 spool_dir=spool_dir,
                 on_wire=on_wire,
+                deadline=left,
             )
         if response.status in {429, 503}:
             asked = retry_after(response)

@@ -102,8 +102,11 @@ class Transport:
         body: str | None,
         spool_dir: Path | None,
         on_wire: Callable[[str, str], Awaitable[None]],
+        deadline: float,
     ) -> Response:
         """Return the response to one request, its body received to the last byte.
+
+        *deadline* is what it may take in all, in seconds from now.
 
         *on_wire* is awaited with method and URL before every request that leaves for
         it: the request itself, its redirects, and a resend on a fresh connection.
@@ -123,6 +126,11 @@ class Transport:
                 headers=headers,
                 data=body,
                 proxy=self._proxy_for(target),
+                timeout=aiohttp.ClientTimeout(
+                    total=max(deadline, 0.001),  # 0 would mean no end
+                    sock_connect=CONNECT_TIMEOUT,
+                    sock_read=self._timeout,
+                ),
             ) as answer:
                 received = await self._receive(answer, spool_dir)
                 return Response(
@@ -162,9 +170,6 @@ class Transport:
                     ttl_dns_cache=300,
                     keepalive_timeout=30,
                     ssl=self._tls_context() if secure else True,
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=CONNECT_TIMEOUT, sock_read=self._timeout
                 ),
                 auto_decompress=False,  # length and end of stream are proved first
                 cookie_jar=aiohttp.DummyCookieJar(),
