@@ -351,7 +351,10 @@ Event: TypeAlias = RequestSent | Retrying | Paused | Planned | ItemEnded | Commi
 
 
 class Observer(Protocol):
-    """Receives every event, in the event loop; must not block."""
+    """Receives every event, in the event loop; must not block.
+
+    What it raises is logged and changes nothing else.
+    """
 
     def __call__(self, event: Event, /) -> object:
         """See the event."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import zlib
 
 import msgspec
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncfetch import _body
 from asyncfetch._body import Body, prove
 from asyncfetch._decode import (
     JSON,
@@ -214,14 +216,19 @@ def test_an_amplitude_is_the_finite_number_that_the_text_spells(values):
     assert found == [number(value) for value in values]
 
 
-def test_a_body_that_expands_without_end_is_given_up():
-    import zlib
-
+def test_a_body_that_expands_without_end_is_given_up(monkeypatch):
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
-    bomb = packer.compress(bytes(64 << 20)) + packer.flush()
-    bomb = zlib.compress(bomb, 9)  # not even needed: one layer stays below 1032:1
-    body = Body(data=bomb, size=len(bomb), sha256="", encoding="deflate")
-    assert sum(map(len, body.chunks())) < 1100 * len(bomb)
+    bomb = packer.compress(bytes(16 << 20)) + packer.flush()
+    body = Body(data=bomb, size=len(bomb), sha256="", encoding="gzip")
+    assert sum(map(len, body.chunks())) == 16 << 20  # large, and within the bounds
+    for bound, value in (("MAX_INFLATED", 1 << 20), ("MAX_RATIO", 100)):
+        with monkeypatch.context() as patch:
+            patch.setattr(_body, bound, value)
+            read = 0
+            with pytest.raises(IntegrityError, match="and more"):
+                for piece in body.chunks():
+                    read += len(piece)
+            assert read < 16 << 20
 
 
 @pytest.mark.parametrize("media", ["json", "swc"])
