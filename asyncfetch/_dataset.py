@@ -624,6 +624,8 @@ def _let_go(staging: Staging, lock: Lock) -> None:
 
 def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The same rows, with text encoded as the open part has it."""
+    if batch.schema.equals(schema):
+        return batch
     if batch.schema.types == schema.types:  # as every batch but the odd one
         return pa.RecordBatch.from_arrays(batch.columns, schema=schema)
     columns = []

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -360,9 +361,22 @@ def constants(count: int, *texts: str | None) -> list[pa.Array]:
     """A column for each text, of *count* times the same, stored once."""
     zeros = pa.array(np.zeros(count, np.int32))
     return [
-        pa.DictionaryArray.from_arrays(zeros, pa.array([text], pa.string()))
+        pa.DictionaryArray.from_arrays(zeros, _alone_in_array(text), safe=False)
         for text in texts
     ]
+
+
+@lru_cache(maxsize=64)  # the same archive or version, item after item
+def _alone_in_array(text: str | None) -> pa.Array:
+    return pa.array([text], pa.string())
+
+
+def with_constants(schema: pa.Schema, *names: str) -> pa.Schema:
+    """The schema of batches in which those columns come from :func:`constants`."""
+    encoded = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema(
+        field.with_type(encoded) if field.name in names else field for field in schema
+    )
 
 
 def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

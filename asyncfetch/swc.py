@@ -25,14 +25,14 @@ import os
 import re
 import zlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from io import BytesIO
 from itertools import islice
 from math import isfinite, isnan, nan
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -122,7 +122,6 @@ WARNING_CODES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-_Number = TypeVar("_Number", np.int64, np.float64)
 LineEnds = Literal["lf", "crlf", "cr", "mixed", "none"]
 
 
@@ -144,9 +143,8 @@ class Diagnostic:
 class Morphology:
     """A trace, as its file has it: nothing sorted, renumbered, rescaled or moved."""
 
-    nodes: pa.Table
-    """One row per node in file order, with `NODES_SCHEMA`; ``parent_id`` -1 is a root.
-    A parent that is missing, below -1, or 0 without a node 0, is written -1 too."""
+    columns: tuple[pa.Array, ...]
+    """Those of `nodes`, each in one piece."""
     n_roots: int
     """Nodes with ``parent_id`` -1."""
     n_soma: int
@@ -178,6 +176,15 @@ class Morphology:
     """``utf-8`` (ASCII too), ``latin-1``, ``utf-16-le`` or ``utf-16-be``."""
     line_ends: LineEnds
     """``lf``, ``crlf``, ``cr``, ``mixed``, or ``none`` when there is no line end."""
+
+    @property
+    def nodes(self) -> pa.Table:
+        """One row per node in file order, with `NODES_SCHEMA`.
+
+        ``parent_id`` -1 is a root; a parent that is missing, below -1, or 0 without a
+        node 0, is written -1 too.
+        """
+        return pa.Table.from_arrays(list(self.columns), schema=NODES_SCHEMA)
 
 
 def read_swc(
@@ -229,7 +236,7 @@ def read_swc(
         raise report.nothing_usable("comments only" if header.lines else "empty")
     rows = _checked_tree(rows, report)
     return Morphology(
-        nodes=_table(rows),
+        columns=_columns(rows),
         n_roots=int(np.count_nonzero(rows.parents == -1)),
         n_soma=int(np.count_nonzero(rows.types == 1)),
         n_rejected=sum(n for code, n in report.counts.items() if code in _DROPPING),
@@ -447,7 +454,7 @@ _DECIMAL = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?").fullmatch
 
 
 class _Header:
-    """The comment lines, and what they say."""
+    """The comment lines, and what they say together."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -461,17 +468,15 @@ class _Header:
         self._in_footer = False
 
     def add(self, line: bytes, number: int, report: _Report) -> None:
-        if not line.startswith(b"#"):
+        # The files of an archive share most of their header.
+        said = _said(line) if len(line) > 200 else _said_before(line)
+        if said.is_indented:
             report.add("indented-comment", number, line)
-        text = line.lstrip(_BLANKS).lstrip(b"#").strip()
-        mark = text[:13].lower()
-        if mark == b"start synapse":
-            self._in_footer = True
-        elif mark.startswith(b"end synapse"):
-            self._in_footer = False
+        if said.mark:
+            self._in_footer = said.mark == b"start"
         elif self._in_footer:
             self.n_synapses += 1
-        elif _ends_like_a_row(text):
+        elif said.is_like_a_row:
             report.add("row-in-comment", number, line)
         if self.cut:
             return
@@ -479,33 +484,8 @@ class _Header:
         self.lines.append(line[: self._room].decode("utf-8", "ignore"))
         self._room -= len(line) + 1
         if not self.cut and not self._in_footer:
-            self._lift(text.decode())
-
-    def _lift(self, text: str) -> None:
-        word, *rest = text.split(None, 1) or [""]
-        if _COLUMN_NAMES(text):
-            self._put("columns", text)
-        elif word.lower() in _HEADER_KEYS:
-            self._put(word, "".join(rest))
-        elif found := _KEY_VALUE(text):
-            key, value = found.groups(default="")
-            self._put(key, value)
-            if key.lower() == "meta":
-                self._lift_json(value)
-
-    def _lift_json(self, text: str) -> None:
-        """Take what navis writes: ``# Meta: {"id": 1, "units": "1 nanometer"}``."""
-        try:
-            meta = json.loads(text)
-        except (ValueError, RecursionError):
-            return  # it stays in the metadata as raw text
-        if not isinstance(meta, dict):
-            return
-        for key in ("id", "name", "units"):
-            if (value := meta.get(key)) is not None:
-                shown = value if isinstance(value, str) else json.dumps(value)
-                # JSON can spell half a character, which no UTF-8 can hold.
-                self._put(key, shown.encode("utf-8", "replace").decode())
+            for key, value in said.values:
+                self._put(key, value)
 
     def _put(self, key: str, value: str) -> None:
         folded = key.lower()
@@ -521,6 +501,61 @@ class _Header:
             numbers = [float(w) for w in value.encode().split() if _DECIMAL(w)]
             if len(numbers) == 3 and all(map(isfinite, numbers)):
                 self.offset = (numbers[0], numbers[1], numbers[2])
+
+
+class _Comment(NamedTuple):
+    """What one line of comment says by itself."""
+
+    is_indented: bool
+    mark: bytes  # of the synapse footer: start, end, or none
+    is_like_a_row: bool
+    values: tuple[tuple[str, str], ...]
+
+
+def _said(line: bytes) -> _Comment:
+    text = line.lstrip(_BLANKS).lstrip(b"#").strip()
+    begins = text[:13].lower()
+    if begins == b"start synapse":
+        mark = b"start"
+    else:
+        mark = b"end" if begins.startswith(b"end synapse") else b""
+    return _Comment(
+        is_indented=not line.startswith(b"#"),
+        mark=mark,
+        is_like_a_row=_ends_like_a_row(text),
+        values=tuple(_lifted(text.decode())),
+    )
+
+
+_said_before = lru_cache(maxsize=1024)(_said)
+
+
+def _lifted(text: str) -> Iterator[tuple[str, str]]:
+    word, *rest = text.split(None, 1) or [""]
+    if _COLUMN_NAMES(text):
+        yield "columns", text
+    elif word.lower() in _HEADER_KEYS:
+        yield word, "".join(rest)
+    elif found := _KEY_VALUE(text):
+        key, value = found.groups(default="")
+        yield key, value
+        if key.lower() == "meta":
+            yield from _lifted_json(value)
+
+
+def _lifted_json(text: str) -> Iterator[tuple[str, str]]:
+    """Take what navis writes: ``# Meta: {"id": 1, "units": "1 nanometer"}``."""
+    try:
+        meta = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # it stays in the metadata as raw text
+    if not isinstance(meta, dict):
+        return
+    for key in ("id", "name", "units"):
+        if (value := meta.get(key)) is not None:
+            shown = value if isinstance(value, str) else json.dumps(value)
+            # JSON can spell half a character, which no UTF-8 can hold.
+            yield key, shown.encode("utf-8", "replace").decode()
 
 
 def _ends_like_a_row(comment: bytes) -> bool:
@@ -748,13 +783,29 @@ def _read_lines(header: _Header, report: _Report) -> _Rows:
 # --------------------------------------------------------------------------------------
 # Rows, whole columns at once
 
+_INT64: Final = pa.int64()
+_INT32: Final = pa.int32()
+_FLOAT64: Final = pa.float64()
+_STRING: Final = pa.string()
+
 _PLAIN: Final = b"0123456789+-.eE \t\r\n"
 _HEAD = re.compile(rb"(?:#[^\n]*(?:\n|\Z)|[ \t]*\r?\n)*")
-# The three columns of whole numbers first; between two tokens there is a gap.
-_COLUMN_ORDER: Final = 2 * np.array([0, 1, 6, 2, 3, 4, 5], np.int64)
 # Bytes that are parsed at once. Temporary arrays then stay in the cache, and below the
 # size that malloc maps anew each time: 7500 nodes took 2.4 ms at 1 MiB, 1.6 ms here.
 _BLOCK: Final = 60_000
+
+
+def _bits_of(*columns: int) -> pa.Buffer:
+    """Validity bits that leave those columns of token, gap, token, gap, ..."""
+    row = np.zeros(14, np.bool_)
+    row[2 * np.array(columns)] = True
+    # No more pieces than bytes; four rows are seven bytes of bits.
+    rows = np.tile(row, 4 * (_BLOCK // 56 + 1))
+    return pa.py_buffer(np.packbits(rows, bitorder="little").tobytes())
+
+
+_WHOLE: Final = _bits_of(0, 1, 6)
+_REAL: Final = _bits_of(2, 3, 4, 5)
 
 
 def _read_plain(header: _Header, report: _Report) -> _Rows | None:
@@ -778,16 +829,16 @@ def _read_plain(header: _Header, report: _Report) -> _Rows | None:
         body = b"\n".join(line for line in lines if not line.startswith(b"#"))
     if not body or body.translate(None, _PLAIN):
         return None
-    whole: list[npt.NDArray[np.int64]] = []
-    real: list[npt.NDArray[np.float64]] = []
+    blocks = []
     for block in _blocks(body):
-        columns = _parse_block(block)
-        if columns is None:
+        rows = _parse_block(block)
+        if rows is None:
             return None
-        whole.append(columns[0])
-        real.append(columns[1])
-    ids, types, parents = whole[0] if len(whole) == 1 else np.concatenate(whole, axis=1)
-    x, y, z, radius = real[0] if len(real) == 1 else np.concatenate(real, axis=1)
+        blocks.append(rows)
+    columns: Iterable[npt.NDArray[Any]] = blocks[0]
+    if len(blocks) > 1:
+        columns = map(np.concatenate, zip(*blocks, strict=True))
+    ids, types, x, y, z, radius, parents = columns
     for number, line in comments:
         header.add(line, number, report)
     return _Rows(
@@ -814,41 +865,42 @@ def _blocks(body: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _parse_block(
-    block: bytes,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]] | None:
-    """Id, type and parent, and the four others, if each line holds seven numbers."""
+def _parse_block(block: bytes) -> tuple[npt.NDArray[Any], ...] | None:
+    """The seven columns of the block's rows, if each line holds seven numbers."""
     # So that every token begins and ends at an edge.
     block = (b"\n%b" if block.endswith(b"\n") else b"\n%b\n") % block
     text = np.frombuffer(block, np.uint8)
     inside = text > 32
-    edges = (np.flatnonzero(inside[1:] != inside[:-1]) + 1).astype(np.int32)
+    edges = ((inside[1:] != inside[:-1]).nonzero()[0] + 1).astype(np.int32)
     n_tokens = len(edges) // 2
-    n_rows = n_tokens // 7
-    if n_tokens == 0 or n_tokens % 7 or not _is_seven_a_line(edges, text == 10):
+    n_pieces = 2 * n_tokens - 1
+    if (
+        n_tokens == 0
+        or n_tokens % 7
+        or n_pieces > 8 * _WHOLE.size
+        or not _is_seven_a_line(edges, text == 10)
+    ):
         return None
-    # The edges cut the text into token, gap, token, gap, ..., token.
-    pieces = pa.Array.from_buffers(
-        pa.string(),
-        2 * n_tokens - 1,
-        [None, pa.py_buffer(edges), pa.py_buffer(block)],
-    )
-    index = np.add.outer(_COLUMN_ORDER, np.arange(0, 2 * n_tokens, 14, dtype=np.int64))
-    columns = pieces.take(_array(pa.int64(), index.ravel()))
+    # The edges cut the text into token, gap, token, gap, ..., token. A cast reads the
+    # pieces whose bit is set; taking them out of the text first would cost as much.
+    cut = pa.py_buffer(edges), pa.py_buffer(block)
+    whole_text = pa.Array.from_buffers(_STRING, n_pieces, [_WHOLE, *cut])
+    real_text = pa.Array.from_buffers(_STRING, n_pieces, [_REAL, *cut])
     try:
-        whole = _numbers(columns[: 3 * n_rows].cast(pa.int64()), np.int64)
-        real = _numbers(columns[3 * n_rows :].cast(pa.float64()), np.float64)
+        whole = np.frombuffer(whole_text.cast(_INT64).buffers()[1], np.int64)
+        real = np.frombuffer(real_text.cast(_FLOAT64).buffers()[1], np.float64)
     except pa.ArrowInvalid:
         return None
-    ids, types, _ = whole = whole.reshape(3, n_rows)
+    ids, types, parents = (whole[2 * n : n_pieces : 14].copy() for n in (0, 1, 6))
+    x, y, z, radius = (real[2 * n : n_pieces : 14].copy() for n in (2, 3, 4, 5))
     if (
         ids.min() < 0
         or types.min() < -(2**31)
         or types.max() >= 2**31
-        or not np.isfinite(real).all()
+        or not all(np.isfinite(column).all() for column in (x, y, z, radius))
     ):
         return None
-    return whole, real.reshape(4, n_rows)
+    return ids, types, x, y, z, radius, parents
 
 
 def _is_seven_a_line(
@@ -869,10 +921,6 @@ def _is_seven_a_line(
     return bool(
         ((width == 7) | (width == 0)).all() and (ends[1:] - ends[:-1]).max() <= MAX_LINE
     )
-
-
-def _numbers(column: pa.Array, dtype: type[_Number]) -> npt.NDArray[_Number]:
-    return np.frombuffer(column.buffers()[1], dtype)[column.offset :][: len(column)]
 
 
 def _array(kind: pa.DataType, values: npt.NDArray[Any], valid: Any = None) -> pa.Array:
@@ -1002,17 +1050,16 @@ def _in_cycles(
     return found
 
 
-def _table(rows: _Rows) -> pa.Table:
+def _columns(rows: _Rows) -> tuple[pa.Array, ...]:
     typed = known = None
     if rows.untyped is not None:  # plain rows have all their numbers
         typed, known = ~rows.untyped, ~np.isnan(rows.radius)
-    columns = [
-        _array(pa.int64(), rows.ids),
-        _array(pa.int32(), rows.types, typed),
-        _array(pa.float64(), rows.x),
-        _array(pa.float64(), rows.y),
-        _array(pa.float64(), rows.z),
-        _array(pa.float64(), rows.radius, known),
-        _array(pa.int64(), rows.parents),
-    ]
-    return pa.Table.from_arrays(columns, schema=NODES_SCHEMA)
+    return (
+        _array(_INT64, rows.ids),
+        _array(_INT32, rows.types, typed),
+        _array(_FLOAT64, rows.x),
+        _array(_FLOAT64, rows.y),
+        _array(_FLOAT64, rows.z),
+        _array(_FLOAT64, rows.radius, known),
+        _array(_INT64, rows.parents),
+    )

@@ -17,7 +17,15 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from asyncfetch._decode import EXTRA, JSON, batch_of, constants, document, records_at
+from asyncfetch._decode import (
+    EXTRA,
+    JSON,
+    batch_of,
+    constants,
+    document,
+    records_at,
+    with_constants,
+)
 from asyncfetch._model import (
     Ask,
     Block,
@@ -97,6 +105,7 @@ _TRACES = pa.schema(
         *NODES_SCHEMA,
     ]
 )
+_TRACES_STORED = with_constants(_TRACES, "neuron_name", "archive", "version")
 
 _FILTERS = (
     Filter(name="q", kind=str, doc="a query in the service's own words"),
@@ -260,15 +269,14 @@ class _Traces:
     ) -> Decoded:
         """Nodes in file order; what was odd goes into the item."""
         trace = read_swc(b"".join(chunks))
-        nodes, count = trace.nodes, trace.nodes.num_rows
-        context = item.context
+        count, context = len(trace.columns[0]), item.context
         batch = pa.RecordBatch.from_arrays(
             [
                 pa.array(np.full(count, context["neuron_id"], np.int64)),
                 *constants(count, context["neuron_name"], context["archive"], "CNG"),
-                *(one.chunk(0) for one in nodes.columns),
+                *trace.columns,
             ],
-            names=self.schema.names,
+            schema=_TRACES_STORED,
         )
         return Decoded(
             batches=() if as_records else (batch,),
@@ -302,7 +310,7 @@ def _trace_item(record: Mapping[str, Any]) -> Item:
 
 def _trace_detail(trace: Morphology) -> dict[str, Any]:
     return {
-        "n_nodes": trace.nodes.num_rows,
+        "n_nodes": len(trace.columns[0]),
         "n_roots": trace.n_roots,
         "n_rejected": trace.n_rejected,
         "header": trace.header,
