@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +19,8 @@ from hypothesis import HealthCheck, settings
 
 # What is heavy is imported here and not, at first use, inside an event loop.
 from asyncfetch import _gate
+from asyncfetch._exchange import Exchange
+from asyncfetch._model import Limits
 from asyncfetch.services import neuromorpho, neuroscout  # noqa: F401
 
 
@@ -148,3 +151,46 @@ async def open_wire(*answers: bytes) -> AsyncIterator[Wire]:
         group.start_soon(listener.serve, serve)
         yield wire
         group.cancel_scope.cancel()
+
+
+def read_whole(chunks: Iterator[bytes], _response: object) -> bytes:
+    return b"".join(chunks)
+
+
+def exchange(url: str, **options: object) -> Exchange:
+    """An exchange that does not wait between attempts."""
+    options = {"default": Limits(), "limits": Limits(), "rng": Impatient(), **options}
+    made = Exchange(url, **options)  # type: ignore[arg-type]
+    made.gate._rng = Impatient()
+    return made
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed",
+        type=int,
+        default=int(os.environ.get("ASYNCFETCH_TEST_SEED", "1")),
+        help="seed of the faults and of the instants that tests draw",
+    )
+    parser.addoption(
+        "--rounds",
+        type=int,
+        default=1,
+        help="how many seeds to draw, from --seed on; 0 leaves drawn faults out",
+    )
+    parser.addoption(
+        "--every-step",
+        action="store_true",
+        help="cancel at every step of a call, not at some of them",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.getoption('--seed')}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "drawn_seed" in metafunc.fixturenames:
+        first = metafunc.config.getoption("--seed")
+        rounds = metafunc.config.getoption("--rounds")
+        metafunc.parametrize("drawn_seed", range(first, first + rounds))
