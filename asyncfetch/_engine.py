@@ -62,7 +62,7 @@ from asyncfetch._model import (
     Retrying,
     Source,
 )
-from asyncfetch._threads import in_thread
+from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
     AsyncfetchError,
@@ -807,15 +807,12 @@ async def download(
             await download_.run(stop, drain_seconds)
         except BaseException as error:
             if not _is_of_the_disk(error):
-                with anyio.CancelScope(shield=True):
-                    await in_thread(writer.seal)
+                await surely_in_thread(writer.seal)
             raise
-        with anyio.CancelScope(shield=True):
-            report = await in_thread(download_.finish)
+        report = await surely_in_thread(download_.finish)
     finally:
         for writer in opened:
-            with anyio.CancelScope(shield=True):
-                await in_thread(writer.close)
+            await surely_in_thread(writer.close)
     return report
 
 

@@ -42,7 +42,7 @@ from asyncfetch._model import (
     Retrying,
 )
 from asyncfetch._retry import BULK, INTERACTIVE, is_transient
-from asyncfetch._threads import in_thread
+from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch._transport import Transport, is_loopback
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
@@ -526,5 +526,4 @@ def _unproved(request: Request, response: Response) -> str | None:
 async def _dispose(response: Response) -> None:
     data = response.body.data
     if isinstance(data, Path):
-        with anyio.CancelScope(shield=True):
-            await in_thread(lambda: data.unlink(missing_ok=True))
+        await surely_in_thread(lambda: data.unlink(missing_ok=True))

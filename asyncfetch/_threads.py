@@ -37,11 +37,29 @@ async def in_thread(
         raise
 
 
+async def surely_in_thread(call: Callable[[], T]) -> T:
+    """What *call* gives, run in a thread whatever is cancelled meanwhile.
+
+    For what cleans up and must not be left out. A cancellation is raised afterwards.
+    """
+    while True:
+        inside = _Call(call)
+        try:
+            with anyio.CancelScope(shield=True):
+                return await anyio.to_thread.run_sync(inside.run)
+        except asyncio.CancelledError as error:
+            await inside.ended()
+            cancelled = error
+        if inside.has_begun:
+            raise cancelled
+
+
 class _Call(Generic[T]):
     def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
         self._guard = threading.Lock()
         self._is_off = False
+        self.has_begun = False
         self._is_running = False
         self._report: Callable[[], object] | None = None
 
@@ -49,7 +67,7 @@ class _Call(Generic[T]):
         with self._guard:
             if self._is_off:
                 raise asyncio.CancelledError  # nobody waits for it
-            self._is_running = True
+            self.has_begun = self._is_running = True
         try:
             return self._call()
         finally:

@@ -29,7 +29,7 @@ from yarl import URL
 from asyncfetch._auth import Credentials
 from asyncfetch._body import Body, Proof
 from asyncfetch._model import Response
-from asyncfetch._threads import in_thread
+from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch.errors import (
     AsyncfetchError,
     ConfigurationError,
@@ -274,8 +274,7 @@ class Transport:
                 await in_thread(spool.finish)
         except BaseException:
             if spool.path is not None:
-                with anyio.CancelScope(shield=True):
-                    await in_thread(spool.discard)
+                await surely_in_thread(spool.discard)
             raise
         headers = answer.headers
         if "Content-Length" in headers or answer.status in {204, 304}:
