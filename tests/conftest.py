@@ -86,6 +86,9 @@ class Wire:
     url: str
     answers: list[bytes] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    respond: Callable[[bytes, bytes], bytes] | None = None
+    """From head and body to the answer, in place of the answers."""
     reset: bool = False
 
     @property
@@ -140,7 +143,17 @@ async def open_wire(*answers: bytes) -> AsyncIterator[Wire]:
                         return
                 head, _, seen = seen.partition(b"\r\n\r\n")
                 wire.requests.append(head)
-                out = wire.answers.pop(0) if len(wire.answers) > 1 else wire.answers[0]
+                length = int(wire.header("Content-Length") or 0)
+                while len(seen) < length:
+                    seen += await stream.receive()
+                body, seen = seen[:length], seen[length:]
+                wire.bodies.append(body)
+                if wire.respond is not None:
+                    out = wire.respond(head, body)
+                elif len(wire.answers) > 1:
+                    out = wire.answers.pop(0)
+                else:
+                    out = wire.answers[0]
                 if out:
                     await stream.send(out)
                 # One answer a connection, unless it says how long it is.

@@ -16,6 +16,7 @@ import pytest
 
 import asyncfetch
 from asyncfetch import _exchange, testing
+from asyncfetch._model import ItemEnded
 from asyncfetch._verify import verify
 from tests.conftest import Impatient, look
 
@@ -220,3 +221,187 @@ async def check_dataset(api, dest):
     assert not left
     assert not found
     await download(api, dest)  # nobody holds the lock: it goes on
+
+
+# Consumers ----------------------------------------------------------------------------
+
+MANY = {"dataset_name": "SherlockMerlin"}
+
+
+async def breaks(api):
+    async with api.predictor_events.stream(**MANY) as batches:
+        async for _ in batches:
+            break
+
+
+async def raises(api):
+    with pytest.raises(ZeroDivisionError):
+        async with api.predictor_events.stream(**MANY) as batches:
+            async for _ in batches:
+                1 / 0  # noqa: B018
+
+
+async def returns(api):
+    async with api.predictor_events.stream(**MANY) as batches:
+        return await batches.receive()
+
+
+async def never_reads(api):
+    async with api.predictor_events.stream(**MANY):
+        pass
+
+
+async def never_enters(api):
+    api.predictor_events.stream(**MANY)
+
+
+async def drops_the_stream(api):
+    opened = api.predictor_events.stream(**MANY)
+    batches = await opened.__aenter__()
+    await batches.receive()
+    del opened, batches
+    gc.collect()
+
+
+async def drops_it_at_once(api):
+    await api.predictor_events.stream(**MANY).__aenter__()
+    gc.collect()
+
+
+async def breaks_out_of_a_generator(api):
+    async def rows():
+        async with api.predictor_events.stream(**MANY) as batches:
+            async for batch in batches:
+                yield batch
+
+    async for _ in rows():
+        break
+    gc.collect()
+
+
+async def is_cancelled_while_it_holds_a_batch(api):
+    held = asyncio.Event()
+
+    async def consume():
+        async with api.predictor_events.stream(**MANY) as batches:
+            await batches.receive()
+            held.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(consume())  # noqa: TID251 - as users do
+    await held.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def is_cancelled_twice(api):
+    held = asyncio.Event()
+
+    async def consume():
+        async with api.predictor_events.stream(**MANY) as batches:
+            await batches.receive()
+            held.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(consume())  # noqa: TID251 - as users do
+    await held.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def runs_out_of_time(api):
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(None) as timer:
+            async with api.predictor_events.stream(**MANY) as batches:
+                async for _ in batches:
+                    timer.reschedule(0)  # the loop's next turn is too late
+
+
+async def leaves_it_in_another_task(api):
+    opened = api.predictor_events.stream(**MANY)
+    batches = await opened.__aenter__()
+    await batches.receive()
+
+    async def leave():
+        await opened.__aexit__(None, None, None)
+
+    await asyncio.create_task(leave())  # noqa: TID251 - as some fixtures do
+
+
+async def closes_the_stream_itself(api):
+    async with api.predictor_events.stream(**MANY) as batches:
+        await batches.receive()
+        await batches.aclose()
+        with pytest.raises(anyio.ClosedResourceError):
+            await batches.receive()
+
+
+CONSUMERS = [
+    breaks,
+    raises,
+    returns,
+    never_reads,
+    never_enters,
+    drops_the_stream,
+    drops_it_at_once,
+    breaks_out_of_a_generator,
+    is_cancelled_while_it_holds_a_batch,
+    is_cancelled_twice,
+    runs_out_of_time,
+    leaves_it_in_another_task,
+    closes_the_stream_itself,
+]
+
+
+async def settled(tasks):
+    """Wait for tasks that nobody waits for any more to be gone."""
+    for _ in range(1000):
+        if asyncio.all_tasks() == tasks:
+            return
+        await anyio.wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("consume", CONSUMERS)
+async def test_a_consumer_that_goes_away_leaves_nothing(
+    consume, served, tmp_path, monkeypatch
+):
+    tasks = asyncio.all_tasks()
+    async with leaving_nothing(served, tmp_path, monkeypatch) as api:
+        await consume(api)
+        await settled(tasks)
+        me = asyncio.current_task()
+        assert not me.cancelling()
+        # And it can be used on.
+        assert await api.datasets.get(5)
+
+
+async def test_a_callers_time_limit_is_the_callers(served, tmp_path, monkeypatch):
+    """A call that is cancelled by a time-out raises that and nothing else."""
+    async with leaving_nothing(served, tmp_path, monkeypatch) as api:
+        for call in (get, stream, download):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await call(api, tmp_path / "d")
+            with anyio.move_on_after(0) as scope:
+                await call(api, tmp_path / "d")
+            assert scope.cancelled_caught
+
+
+async def test_an_observer_may_cancel_its_own_run(served, tmp_path, monkeypatch):
+    async with leaving_nothing(served, tmp_path, monkeypatch) as api:
+        plan = api.predictor_events.plan(**SPEECH)
+        me = asyncio.current_task()
+
+        def see(event):
+            if isinstance(event, ItemEnded) and not me.cancelling():
+                me.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await asyncfetch.download(plan, tmp_path / "d", observe=see)
+        assert me.uncancel() == 0
+        await check_dataset(api, tmp_path / "d")
