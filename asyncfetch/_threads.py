@@ -42,16 +42,20 @@ async def surely_in_thread(call: Callable[[], T]) -> T:
 
     For what cleans up and must not be left out. A cancellation is raised afterwards.
     """
+    cancelled: asyncio.CancelledError | None = None
     while True:
         inside = _Call(call)
         try:
             with anyio.CancelScope(shield=True):
-                return await anyio.to_thread.run_sync(inside.run)
+                value = await anyio.to_thread.run_sync(inside.run)
         except asyncio.CancelledError as error:
             await inside.ended()
             cancelled = error
-        if inside.has_begun:
+            if not inside.has_begun:
+                continue
+        if cancelled is not None:
             raise cancelled
+        return value
 
 
 class _Call(Generic[T]):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
-from anyio.abc import SocketStream
+from anyio.abc import ByteStream, Listener
+from anyio.streams.tls import TLSListener
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
@@ -127,12 +129,18 @@ def chunked(body: bytes, *, ended: bool = True, headers: str = "") -> bytes:
 
 
 @asynccontextmanager
-async def open_wire(*answers: bytes) -> AsyncIterator[Wire]:
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    wire = Wire(f"http://127.0.0.1:{port}", list(answers))
+async def open_wire(
+    *answers: bytes, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Wire]:
+    tcp = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = tcp.extra(anyio.abc.SocketAttribute.local_port)
+    scheme = "http" if tls is None else "https"
+    wire = Wire(f"{scheme}://127.0.0.1:{port}", list(answers))
+    listener: Listener[Any] = (
+        tcp if tls is None else TLSListener(tcp, tls, standard_compatible=False)
+    )
 
-    async def serve(stream: SocketStream) -> None:
+    async def serve(stream: ByteStream) -> None:
         async with stream:
             seen = b""
             while True:
