@@ -42,8 +42,8 @@ from asyncfetch._model import (
     Retrying,
 )
 from asyncfetch._retry import BULK, INTERACTIVE, is_transient
-from asyncfetch._threads import in_thread, surely_in_thread
-from asyncfetch._transport import Transport, is_loopback
+from asyncfetch._threads import in_thread
+from asyncfetch._transport import Transport, discard, is_loopback
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
     AsyncfetchError,
@@ -210,7 +210,7 @@ class Exchange:
                         )
                     value = await self._consume(request, response, consume)
                 finally:
-                    await _dispose(response)
+                    await discard(response.body)
                 return Answer(
                     value=value,
                     response=response,
@@ -334,7 +334,7 @@ class Exchange:
                 try:
                     start = await in_thread(partial(_beginning, response))
                 finally:
-                    await _dispose(response)
+                    await discard(response.body)
                 request = steps.send(Reply(status=response.status, body=start))
         except StopIteration:
             pass
@@ -386,7 +386,7 @@ class Exchange:
             try:
                 await self._refuse(response)
             finally:
-                await _dispose(response)
+                await discard(response.body)
         return response
 
     async def _refuse(self, response: Response) -> None:
@@ -521,9 +521,3 @@ def _unproved(request: Request, response: Response) -> str | None:
     if request.media == "json" or body.is_compressed or body.proof is not Proof.NONE:
         return None
     return body.sha256
-
-
-async def _dispose(response: Response) -> None:
-    data = response.body.data
-    if isinstance(data, Path):
-        await surely_in_thread(lambda: data.unlink(missing_ok=True))

@@ -24,6 +24,7 @@ from typing import IO
 
 import aiohttp
 import anyio
+from anyio.lowlevel import checkpoint
 from yarl import URL
 
 from asyncfetch._auth import Credentials
@@ -140,6 +141,7 @@ class Transport:
         session = self._opened() or await self._open()
         target = URL(url, encoded=True)
         _sending.set(_Sending(on_wire, credentials))
+        received: Body | None = None
         try:
             async with session.request(
                 method,
@@ -155,18 +157,21 @@ class Transport:
                 ),
             ) as answer:
                 received = await self._receive(answer, spool_dir)
-                return Response(
+                response = Response(
                     status=answer.status,
                     headers=answer.headers,
                     url=str(answer.url.with_user(None)) if answer.history else url,
                     body=received,
                 )
-        except AsyncfetchError:
-            raise  # from the gate, by way of the middleware
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except BaseException as error:
+            if received is not None:  # what is left is to wait for the request's end
+                await discard(received)
+            if not isinstance(error, aiohttp.ClientError | OSError):
+                raise  # from the gate, by way of the middleware; or a cancellation
             # A time-out may have swallowed a cancellation: look before going on.
-            await anyio.lowlevel.checkpoint()
+            await checkpoint()
             raise _translated(error, method, url, self._tls_compat) from error
+        return response
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -354,6 +359,13 @@ def tls_context(ca_file: str | None, tls_compat: str | None) -> ssl.SSLContext:
 def _has_system_store() -> bool:
     paths = ssl.get_default_verify_paths()  # None for what does not exist
     return paths.cafile is not None or paths.capath is not None
+
+
+async def discard(body: Body) -> None:
+    """Delete the file that holds *body*, if one does."""
+    data = body.data
+    if isinstance(data, Path):
+        await surely_in_thread(lambda: data.unlink(missing_ok=True))
 
 
 class Spool:

@@ -23,7 +23,7 @@ from tests.conftest import Impatient, look
 pytestmark = pytest.mark.anyio
 
 SPEECH = {"predictor_name": ["speech", "rms"], "dataset_name": "SherlockMerlin"}
-SOME = 20  # instants to cancel at: 5 to 10 s for all forms of the slowest verb
+SOME = 10  # instants to cancel at: some 2 s for the slowest verb on each loop
 
 
 class Steps:
