@@ -1,9 +1,9 @@
-"""What must pass: ``nox`` runs lint, typing and all tests."""
+"""What must pass: ``nox`` runs lint, typing, all tests, and a minute of faults."""
 
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.sessions = ["lint", "typing", "tests", "faults"]
 nox.options.error_on_external_run = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -31,6 +31,14 @@ def tests(session: nox.Session) -> None:
     """All tests, against the installed package."""
     session.install(".", *GROUPS["test"])
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Faults from two seeds; ``-- --seed 7 --rounds 20 --every-step`` for more."""
+    session.install(".", *GROUPS["test"])
+    files = ["tests/test_faults.py", "tests/test_cancellation.py"]
+    session.run("pytest", *files, *(session.posargs or ["--rounds", "2"]))
 
 
 @nox.session

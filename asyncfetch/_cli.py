@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -121,9 +122,9 @@ def run(arguments: list[str]) -> int:
         return INTERRUPTED
     except typer.Exit as end:
         return int(end.exit_code)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - said in a line, and by status
         if debug:
-            raise
+            traceback.print_exc()
         return _say(error)
     return int(status or OK)
 

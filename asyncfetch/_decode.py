@@ -27,6 +27,9 @@ from asyncfetch.errors import DecodeError, IntegrityError
 
 T = TypeVar("T")
 
+# What is read whole is a page or one trace: some megabytes, the largest traces 100.
+LARGEST = 256 << 20
+
 EXTRA = "extra"
 JSON = pa.json_(pa.string())
 
@@ -136,6 +139,27 @@ def _located(error: msgspec.ValidationError, done: int) -> DecodeError:
     return DecodeError(f"{message} - at {path}", path=path, code="type")
 
 
+def whole(chunks: Iterable[bytes]) -> bytes:
+    """All of a body, of bounded size.
+
+    Raises
+    ------
+    DecodeError
+        It is larger than :data:`LARGEST`.
+    """
+    pieces = []
+    size = 0
+    for piece in chunks:
+        size += len(piece)
+        if size > LARGEST:
+            raise DecodeError(
+                f"expected one page or file of at most {LARGEST >> 20} MiB, got more",
+                code="too-large",
+            )
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
 def document(chunks: Iterable[bytes]) -> Any:
     """A whole JSON body of bounded size.
 
@@ -143,8 +167,10 @@ def document(chunks: Iterable[bytes]) -> Any:
     ------
     IntegrityError
         It is cut, or not JSON.
+    DecodeError
+        It is larger than :data:`LARGEST`.
     """
-    text = b"".join(chunks)
+    text = whole(chunks)
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:

@@ -15,18 +15,26 @@ caller of :func:`collect`, the one who iterates :func:`open_stream`, or the writ
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
-import anyio.to_thread
 import pyarrow as pa
 from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -54,6 +62,7 @@ from asyncfetch._model import (
     Retrying,
     Source,
 )
+from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
     AsyncfetchError,
@@ -334,6 +343,11 @@ class Run:
             except Exception as error:  # noqa: BLE001 - raised by the consumer
                 self._error = _alone(error)
 
+    def close(self) -> None:
+        """Let go of the streams between the tasks, which have ended or never began."""
+        for stream in (self._give, self._take, self._report, self.results):
+            stream.close()
+
     def raise_error(self) -> None:
         """Raise what ended the run early, if anything did."""
         if self._error is not None:
@@ -362,7 +376,7 @@ class Run:
         blocks = self._journal.pending()
         while not self.draining:
             async with self._guard:
-                block = await anyio.to_thread.run_sync(next, blocks, None)
+                block = await in_thread(lambda: next(blocks, None))
             if block is None:
                 return
             await self._feed_items(block)
@@ -375,7 +389,7 @@ class Run:
                 if block is None:
                     return
                 async with self._guard:
-                    items = await anyio.to_thread.run_sync(journal.freeze, block)
+                    items = await in_thread(partial(journal.freeze, block))
                 self._observe(
                     Planned(
                         items=journal.planned,
@@ -426,7 +440,7 @@ class Run:
             return ItemResult(
                 ordinal=planned.ordinal,
                 key=item.key,
-                url=exchange.base_url + item.request.target,
+                url=exchange.shown_url(item.request),
                 outcome=(
                     Outcome.MISSING
                     if isinstance(error, NotFound) and item.request.may_be_absent
@@ -649,7 +663,7 @@ class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
         return self._ready.popleft()
 
     async def aclose(self) -> None:
-        """Stop: cancels what is in flight."""
+        """Stop: cancels what is in flight, and waits for its end."""
         self._run.abandon()
         await self._run.results.aclose()
 
@@ -657,19 +671,64 @@ class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
 KEY = b"asyncfetch.key"
 
 
-@asynccontextmanager
-async def open_stream(
-    plan: Plan,
-    *,
-    on_error: Literal["raise", "report"] = "raise",
-    observe: Observer = ignore,
-) -> AsyncGenerator[BatchStream]:
-    """Stream of the record batches of *plan*, in constant memory."""
-    journal = MemoryJournal(plan.limit)
-    tally = Tally(observe)
-    run = Run(plan, journal, as_records=False, interactive=False, observe=tally.see)
-    async with _producing(run):
-        yield BatchStream(run, plan, journal, tally, on_error)
+class open_stream(AbstractAsyncContextManager[BatchStream]):  # noqa: N801 - as a function
+    """Stream of the record batches of *plan*, in constant memory.
+
+    The run has a task of its own and no cancel scope in the task of its consumer. So
+    the block may be left in another task than it was entered in: a consumer that is an
+    asynchronous generator is closed by the event loop when somebody breaks out of it.
+    A stream that is dropped without being left stops its run as well.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        on_error: Literal["raise", "report"] = "raise",
+        observe: Observer = ignore,
+    ) -> None:
+        self._plan = plan
+        self._on_error = on_error
+        self._observe = observe
+
+    async def __aenter__(self) -> BatchStream:
+        plan, tally = self._plan, Tally(self._observe)
+        journal = MemoryJournal(plan.limit)
+        run = Run(plan, journal, as_records=False, interactive=False, observe=tally.see)
+        self._stream = BatchStream(run, plan, journal, tally, self._on_error)
+        loop = asyncio.get_running_loop()
+        # The one task without a group: it ends with this block, or with the stream.
+        self._run, self._task = run, loop.create_task(run.produce())
+        self._dropped = weakref.finalize(self._stream, _end_soon, loop, run, self._task)
+        self._dropped.atexit = False  # the loop ends its tasks
+        return self._stream
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._dropped.detach()
+        self._task.cancel()
+        cancelled: asyncio.CancelledError | None = None
+        while not self._task.done():  # it only cleans up: see what it waits for there
+            try:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([self._task])
+            except asyncio.CancelledError as error:
+                cancelled = error
+        self._run.close()
+        if cancelled is not None:
+            raise cancelled
+
+
+def _end_soon(
+    loop: asyncio.AbstractEventLoop, run: Run, task: asyncio.Task[None]
+) -> None:
+    """End the run of a stream that was dropped; called by whatever thread drops it."""
+
+    def end() -> None:
+        task.add_done_callback(lambda _: run.close())
+        task.cancel()
+
+    with suppress(RuntimeError):  # the loop is closed, and has ended its tasks
+        loop.call_soon_threadsafe(end)
 
 
 async def download(
@@ -727,30 +786,33 @@ async def download(
                 commit_seconds=commit_seconds,
             )
     source = plan.source
-    writer = await anyio.to_thread.run_sync(
-        lambda: Writer.open(
-            dest,
-            plan.record(),
-            source.schema,
-            row_key=source.row_key,
-            seal_seconds=commit_seconds,
+    opened: list[Writer] = []  # here also when the call is cancelled while it opens
+
+    def open_writer() -> None:
+        opened.append(
+            Writer.open(
+                dest,
+                plan.record(),
+                source.schema,
+                row_key=source.row_key,
+                seal_seconds=commit_seconds,
+            )
         )
-    )
-    tally = Tally(observe or ignore)
+
     try:
-        download_ = _Download(plan, writer, tally, only)
+        await in_thread(open_writer)
+        (writer,) = opened
+        download_ = _Download(plan, writer, Tally(observe or ignore), only)
         try:
             await download_.run(stop, drain_seconds)
         except BaseException as error:
             if not _is_of_the_disk(error):
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(writer.seal)
+                await surely_in_thread(writer.seal)
             raise
-        with anyio.CancelScope(shield=True):
-            report = await anyio.to_thread.run_sync(download_.finish)
+        report = await surely_in_thread(download_.finish)
     finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(writer.close)
+        for writer in opened:
+            await surely_in_thread(writer.close)
     return report
 
 
@@ -807,7 +869,7 @@ class _Download:
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         async with self._guard:
-            return await anyio.to_thread.run_sync(call)
+            return await in_thread(call)
 
     async def _beat(self) -> None:
         while True:

@@ -14,15 +14,16 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import anyio
-import anyio.to_thread
 from anyio.lowlevel import RunVar
 from yarl import URL
 
+from asyncfetch._auth import Auth, Credentials, Reply, hide, scrub
 from asyncfetch._body import (
     SLICE,
     Proof,
@@ -40,8 +41,9 @@ from asyncfetch._model import (
     Response,
     Retrying,
 )
-from asyncfetch._retry import BULK, INTERACTIVE
-from asyncfetch._transport import Transport, is_loopback
+from asyncfetch._retry import BULK, INTERACTIVE, is_transient
+from asyncfetch._threads import in_thread
+from asyncfetch._transport import Transport, discard, is_loopback
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
     AsyncfetchError,
@@ -79,6 +81,7 @@ class Answer(Generic[T]):
 
     value: T
     response: Response
+    """Its URL is without secrets."""
     attempts: int
     elapsed: float
     """Seconds, waits included."""
@@ -99,6 +102,9 @@ class Exchange:
         Seconds without a byte of progress that end an attempt.
     item_timeout
         Seconds that a question may take with all its attempts and waits.
+    auth
+        Credentials for the service, if it is to know who asks. They go to the origin of
+        *base_url* alone, and into no event, log line, error or record.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class Exchange:
         proxy: str | None = None,
         ca_file: str | None = None,
         tls_compat: str | None = None,
+        auth: Auth | None = None,
         rng: random.Random | None = None,
     ) -> None:
         try:
@@ -141,6 +148,9 @@ class Exchange:
             raise ConfigurationError(
                 f"expected user_agent and contact on one line, got {contact or who!r}"
             )
+        self._auth = auth
+        self._renewing = anyio.Lock()
+        self._renewal_error: AuthenticationError | None = None
         self._transport = Transport(
             origin,
             user_agent=f"{who} (contact: {contact})" if contact else who,
@@ -153,6 +163,10 @@ class Exchange:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
+
+    def shown_url(self, request: Request) -> str:
+        """The URL of *request*, without secrets."""
+        return self._hide(self.base_url + request.target)
 
     async def ask(
         self,
@@ -196,7 +210,7 @@ class Exchange:
                         )
                     value = await self._consume(request, response, consume)
                 finally:
-                    await _dispose(response)
+                    await discard(response.body)
                 return Answer(
                     value=value,
                     response=response,
@@ -204,6 +218,7 @@ class Exchange:
                     elapsed=time.monotonic() - started,
                 )
             except AsyncfetchError as error:
+                scrub(error, self._secrets())
                 error.__dict__["attempts"] = attempt
                 if _is_rejection(error):
                     tries = 1  # a full server is not a failing one: the gate waits
@@ -219,7 +234,10 @@ class Exchange:
                 failed = str(error)
             observe(
                 Retrying(
-                    url=self._url(request), attempt=attempt, delay=delay, error=failed
+                    url=self.shown_url(request),
+                    attempt=attempt,
+                    delay=delay,
+                    error=failed,
                 )
             )
             await anyio.sleep(delay)
@@ -232,9 +250,108 @@ class Exchange:
         observe: Observer,
         left: float,
     ) -> Response:
+        """One attempt; a second one when other credentials may help."""
+        until = time.monotonic() + left
+
+        async def attempt(bearing: Credentials | None) -> Response:
+            return await self._attempt(
+                request,
+                bearing,
+                interactive=interactive,
+                spool_dir=spool_dir,
+                observe=observe,
+                left=until - time.monotonic(),
+            )
+
+        auth = self._auth
+        if auth is None:
+            return await attempt(None)
+        bearing = auth.credentials
+        if bearing is None:
+            bearing = await self._renewed(auth, None, observe, until)
+        try:
+            return await attempt(bearing)
+        except AuthenticationError as error:
+            if not auth.is_stale(error.status, error.excerpt.encode()):
+                raise
+        return await attempt(await self._renewed(auth, bearing, observe, until))
+
+    async def _renewed(
+        self, auth: Auth, former: Credentials | None, observe: Observer, until: float
+    ) -> Credentials:
+        """Credentials other than *former*, got once for all who want them.
+
+        Raises
+        ------
+        AuthenticationError
+            The service gives none. Who waited meanwhile gets the same error, so that
+            a wrong password is tried once and not by each of many tasks.
+        """
+        known_error = self._renewal_error
+        async with self._renewing:
+            if auth.credentials is former:
+                if self._renewal_error is not known_error:
+                    assert self._renewal_error is not None
+                    raise AuthenticationError(
+                        str(self._renewal_error), **vars(self._renewal_error)
+                    )
+                try:
+                    await self._renew(auth, observe, until)
+                except AuthenticationError as error:
+                    scrub(error, self._secrets())
+                    self._renewal_error = error
+                    raise
+            current = auth.credentials
+        if current is None:
+            raise AuthenticationError(
+                f"expected credentials for {self.host}, the login gave none",
+                is_fatal=True,
+            )
+        return current
+
+    async def _renew(self, auth: Auth, observe: Observer, until: float) -> None:
+        steps = auth.renew()
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    response = await self._attempt(
+                        request,
+                        None,
+                        interactive=True,
+                        spool_dir=None,
+                        observe=observe,
+                        left=until - time.monotonic(),
+                    )
+                except (AuthenticationError, NotFound, ResponseError) as error:
+                    if is_transient(error):
+                        raise
+                    raise AuthenticationError(
+                        f"{self.host} gives no access: {error}",
+                        status=getattr(error, "status", 0),
+                        is_fatal=True,
+                    ) from error
+                try:
+                    start = await in_thread(partial(_beginning, response))
+                finally:
+                    await discard(response.body)
+                request = steps.send(Reply(status=response.status, body=start))
+        except StopIteration:
+            pass
+
+    async def _attempt(
+        self,
+        request: Request,
+        credentials: Credentials | None,
+        *,
+        interactive: bool,
+        spool_dir: Path | None,
+        observe: Observer,
+        left: float,
+    ) -> Response:
         async def on_wire(method: str, url: str) -> None:
             await self.gate.token(self._max_wait)
-            observe(RequestSent(method=method, url=url))
+            observe(RequestSent(method=method, url=self._hide(url)))
 
         headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
         if request.body is not None:
@@ -243,13 +360,15 @@ class Exchange:
             sent_at = self.gate.now()
             response = await self._transport.send(
                 request.method,
-                self._url(request),
+                self.base_url + request.target,
                 headers=headers,
+                credentials=credentials,
                 body=request.body,
                 spool_dir=spool_dir,
                 on_wire=on_wire,
                 deadline=left,
             )
+        response = replace(response, url=self._hide(response.url))
         if response.status in {429, 503}:
             asked = retry_after(response)
             wait = self.gate.rejected(sent_at, asked)
@@ -267,17 +386,19 @@ class Exchange:
             try:
                 await self._refuse(response)
             finally:
-                await _dispose(response)
+                await discard(response.body)
         return response
 
     async def _refuse(self, response: Response) -> None:
         status = response.status
-        start = await anyio.to_thread.run_sync(_beginning, response)
+        start = await in_thread(partial(_beginning, response))
         says = f"{status} from {response.url}: {excerpt(start)!r}"
         if status in {401, 403}:
+            wants = "credentials" if self._auth is None else "other credentials"
             raise AuthenticationError(
-                f"the service wants credentials, or others than these: {says}",
+                f"the service wants {wants}: {says}",
                 status=status,
+                excerpt=excerpt(start),
                 is_fatal=True,
             )
         if status in {404, 410}:
@@ -312,7 +433,7 @@ class Exchange:
             if limiter is None:
                 limiter = anyio.CapacityLimiter(1)
                 _decode_thread.set(limiter)
-            return await anyio.to_thread.run_sync(
+            return await in_thread(
                 lambda: consume(
                     prove(body.chunks(), request.media, response.url), response
                 ),
@@ -333,8 +454,12 @@ class Exchange:
                 code="unforeseen",
             ) from error
 
-    def _url(self, request: Request) -> str:
-        return self.base_url + request.target
+    def _secrets(self) -> tuple[str, ...]:
+        mine = () if self._auth is None else tuple(self._auth.secrets)
+        return mine + self._transport.secrets
+
+    def _hide(self, text: str) -> str:
+        return hide(text, self._secrets())
 
 
 def _is_rejection(error: AsyncfetchError) -> bool:
@@ -396,10 +521,3 @@ def _unproved(request: Request, response: Response) -> str | None:
     if request.media == "json" or body.is_compressed or body.proof is not Proof.NONE:
         return None
     return body.sha256
-
-
-async def _dispose(response: Response) -> None:
-    data = response.body.data
-    if isinstance(data, Path):
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(lambda: data.unlink(missing_ok=True))

@@ -38,8 +38,8 @@ class Request:
     """What the body must be; HTML in its place is refused as not whole."""
     method: str = "GET"
     """``GET`` and ``POST`` so far; only what :attr:`is_read` names is retried."""
-    body: str | None = None
-    """JSON text to send, if any."""
+    body: str | None = field(default=None, repr=False)
+    """JSON text to send, if any; a login is one."""
     may_be_absent: bool = False
     """Whether a 404 says that a thing is not there, and not that the URL is wrong."""
 

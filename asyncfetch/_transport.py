@@ -10,22 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib
+import ipaddress
 import ssl
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO
 
 import aiohttp
 import anyio
-import anyio.to_thread
+from anyio.lowlevel import checkpoint
 from yarl import URL
 
+from asyncfetch._auth import Credentials
 from asyncfetch._body import Body, Proof
 from asyncfetch._model import Response
+from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch.errors import (
     AsyncfetchError,
     ConfigurationError,
@@ -46,17 +51,27 @@ ERRORS: tuple[tuple[type[BaseException], type[AsyncfetchError], str], ...] = (
     (aiohttp.ClientConnectorCertificateError, TransportError, "bad certificate"),
     (aiohttp.ClientConnectorDNSError, TransportError, "unknown host"),
     (aiohttp.ClientSSLError, TransportError, "no secure connection"),
+    (aiohttp.ClientProxyConnectionError, TransportError, "no connection to the proxy"),
     (aiohttp.ClientConnectorError, TransportError, "no connection"),
     (aiohttp.ServerTimeoutError, TransportError, "no answer in time"),
     (aiohttp.ServerDisconnectedError, TransportError, "the server hung up"),
+    (aiohttp.ClientHttpProxyError, TransportError, "the proxy refused"),
     (aiohttp.ClientResponseError, TransportError, "not an HTTP answer"),
     (aiohttp.ClientError, TransportError, "the connection broke"),
     (TimeoutError, TransportError, "no answer in time"),
     (OSError, TransportError, "the connection broke"),
 )
 
-# The middleware of a session learns from here whose request it sees.
-_on_wire: ContextVar[Callable[[str, str], Awaitable[None]]] = ContextVar("_on_wire")
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """What the middleware of a session must know of the request that it sees."""
+
+    on_wire: Callable[[str, str], Awaitable[None]]
+    credentials: Credentials | None
+
+
+_sending: ContextVar[_Sending] = ContextVar("_sending")
 
 
 class Transport:
@@ -68,8 +83,8 @@ class Transport:
     Parameters
     ----------
     origin
-        Where all requests go: scheme, host and port. A redirect may lead to https on
-        the same host; one to elsewhere is refused.
+        Where all requests go: scheme, host and port. A redirect may lead from http to
+        https on the same host, without credentials; one to elsewhere is refused.
     timeout
         Seconds without progress after which an attempt is given up.
     """
@@ -87,9 +102,11 @@ class Transport:
         self._origin = origin
         self._user_agent = user_agent
         self._timeout = timeout
-        self._proxy = proxy
+        self._proxy = None if proxy is None else _proxy_url(proxy, "proxy")
+        self._proxies: dict[tuple[str, str | None], URL | None] = {}
         self._ca_file = ca_file
         self._tls_compat = tls_compat
+        self._opening = anyio.Lock()
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -99,6 +116,7 @@ class Transport:
         url: str,
         *,
         headers: Mapping[str, str],
+        credentials: Credentials | None = None,
         body: str | None,
         spool_dir: Path | None,
         on_wire: Callable[[str, str], Awaitable[None]],
@@ -108,6 +126,10 @@ class Transport:
 
         *deadline* is what it may take in all, in seconds from now.
 
+        *credentials* join every request to the origin, redirects on it included, and
+        none to elsewhere. Only a request without a body follows redirects: what is
+        posted goes where it was meant to go.
+
         *on_wire* is awaited with method and URL before every request that leaves for
         it: the request itself, its redirects, and a resend on a fresh connection.
 
@@ -116,15 +138,17 @@ class Transport:
         TransportError, IntegrityError
             Nothing came, or not all of it. Cancelling closes the connection.
         """
-        session = self._open(url)
+        session = self._opened() or await self._open()
         target = URL(url, encoded=True)
-        _on_wire.set(on_wire)
+        _sending.set(_Sending(on_wire, credentials))
+        received: Body | None = None
         try:
             async with session.request(
                 method,
                 target,
                 headers=headers,
                 data=body,
+                allow_redirects=body is None,
                 proxy=self._proxy_for(target),
                 timeout=aiohttp.ClientTimeout(
                     total=max(deadline, 0.001),  # 0 would mean no end
@@ -133,18 +157,29 @@ class Transport:
                 ),
             ) as answer:
                 received = await self._receive(answer, spool_dir)
-                return Response(
+                response = Response(
                     status=answer.status,
                     headers=answer.headers,
                     url=str(answer.url.with_user(None)) if answer.history else url,
                     body=received,
                 )
-        except AsyncfetchError:
-            raise  # from the gate, by way of the middleware
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except BaseException as error:
+            if received is not None:  # what is left is to wait for the request's end
+                await discard(received)
+            if not isinstance(error, aiohttp.ClientError | OSError):
+                raise  # from the gate, by way of the middleware; or a cancellation
             # A time-out may have swallowed a cancellation: look before going on.
-            await anyio.lowlevel.checkpoint()
-            raise _translated(error, method, url) from error
+            await checkpoint()
+            raise _translated(error, method, url, self._tls_compat) from error
+        return response
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Texts that must never be shown: passwords of proxies."""
+        proxies = [self._proxy, *self._proxies.values()]
+        return tuple(
+            proxy.password for proxy in proxies if proxy is not None and proxy.password
+        )
 
     async def aclose(self) -> None:
         """Close the connections; the transport may be used again afterwards."""
@@ -153,7 +188,8 @@ class Transport:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await session.close()
 
-    def _open(self, url: str) -> aiohttp.ClientSession:
+    def _opened(self) -> aiohttp.ClientSession | None:
+        """The session of the running loop, if there is one already."""
         loop = asyncio.get_running_loop()
         if self._session is not None and self._loop is not loop:
             if self._loop is not None and self._loop.is_running():
@@ -163,23 +199,38 @@ class Transport:
                 )
             self._abandon()
         if self._session is None or self._session.closed:
-            secure = url.startswith("https:")
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,  # the gate bounds connections; a second bound would hide
-                    ttl_dns_cache=300,
-                    keepalive_timeout=30,
-                    ssl=self._tls_context() if secure else True,
-                ),
-                auto_decompress=False,  # length and end of stream are proved first
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": self._user_agent, "Accept-Encoding": "gzip"},
-                middlewares=(self._pass_gate,),
-                max_line_size=32768,  # sign-on cookies and long redirects
-                max_field_size=32768,
-            )
-            self._loop = loop
+            return None
         return self._session
+
+    async def _open(self) -> aiohttp.ClientSession:
+        async with self._opening:
+            context: ssl.SSLContext | bool = True  # as the library has it
+            if self._origin.scheme == "https" or self._ca_file is not None:
+                # A thread: the system's certificates take 20 ms to read.
+                context = await in_thread(
+                    lambda: tls_context(self._ca_file, self._tls_compat)
+                )
+            session = self._opened()  # by another task, while this one waited
+            if session is None:
+                session = self._session = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(
+                        limit=0,  # the gate bounds them; a second bound would hide
+                        ttl_dns_cache=300,
+                        keepalive_timeout=30,
+                        ssl=context,
+                    ),
+                    auto_decompress=False,  # length and end are proved first
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    headers={
+                        "User-Agent": self._user_agent,
+                        "Accept-Encoding": "gzip",
+                    },
+                    middlewares=(self._pass_gate,),
+                    max_line_size=32768,  # sign-on cookies and long redirects
+                    max_field_size=32768,
+                )
+                self._loop = asyncio.get_running_loop()
+            return session
 
     def _abandon(self) -> None:
         # The loop of the old session is gone and cannot close it. Closing what is left
@@ -195,15 +246,22 @@ class Transport:
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         url = request.url
-        if url.host != self._origin.host or (
-            url.scheme not in {self._origin.scheme, "https"}
-        ):
+        is_home = _place(url) == _place(self._origin)
+        if not is_home and not _is_upgrade(self._origin, url):
             raise ResponseError(
-                f"expected an answer from {self._origin}, got a redirect to {url}; "
-                "set base_url if the service has moved",
+                f"expected an answer from {self._origin}, got a redirect to "
+                f"{url.with_user(None)}; set base_url if the service has moved",
                 status=302,
             )
-        await _on_wire.get()(request.method, str(url))
+        sending = _sending.get()
+        # Here and not in the headers of the first request: the library would take
+        # those along to wherever a redirect leads, all but Authorization.
+        if is_home and sending.credentials is not None:
+            request.headers.update(sending.credentials.headers)
+            if sending.credentials.query:
+                query = sending.credentials.added_to(url.raw_query_string)
+                request.url = URL(f"{url.with_query(None)}?{query}", encoded=True)
+        await sending.on_wire(request.method, str(request.url))
         return await handler(request)
 
     async def _receive(
@@ -216,13 +274,12 @@ class Transport:
                 pace.moved(len(piece))
                 spool.add(piece)
                 if spool.wants_write:
-                    await anyio.to_thread.run_sync(spool.write)
+                    await in_thread(spool.write)
             if spool.path is not None:
-                await anyio.to_thread.run_sync(spool.finish)
+                await in_thread(spool.finish)
         except BaseException:
             if spool.path is not None:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(spool.discard)
+                await surely_in_thread(spool.discard)
             raise
         headers = answer.headers
         if "Content-Length" in headers or answer.status in {204, 304}:
@@ -239,20 +296,76 @@ class Transport:
             proof=proof,
         )
 
-    def _proxy_for(self, url: URL) -> str | None:
-        host = url.host or ""
-        if is_loopback(host):
-            return None
-        if self._proxy is None and not urllib.request.proxy_bypass(host):
-            self._proxy = urllib.request.getproxies().get(url.scheme, "")
-        return self._proxy or None
+    def _proxy_for(self, url: URL) -> URL | None:
+        if self._proxy is not None:
+            return self._proxy
+        place = (url.scheme, url.host)
+        if place not in self._proxies:
+            self._proxies[place] = _proxy_of_environment(url)
+        return self._proxies[place]
 
-    def _tls_context(self) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=self._ca_file)
-        ciphers = {"no-dhe": "DEFAULT:!DHE", "seclevel1": "DEFAULT:@SECLEVEL=1"}
-        if self._tls_compat is not None:
-            context.set_ciphers(ciphers[self._tls_compat])
-        return context
+
+def _proxy_of_environment(url: URL) -> URL | None:
+    """The proxy that the environment (or the system) names for *url*."""
+    if is_loopback(url.host or ""):
+        return None
+    proxies = urllib.request.getproxies()
+    named = proxies.get(url.scheme) or proxies.get("all")
+    if not named or urllib.request.proxy_bypass(f"{url.host}:{url.port}"):
+        return None
+    return _proxy_url(named, f"{url.scheme}_proxy")
+
+
+def _proxy_url(text: str, source: str) -> URL:
+    try:
+        url = URL(text if "://" in text else f"http://{text}")  # as curl takes it
+        if url.scheme in {"http", "https"} and url.host:
+            return url
+        got = str(url.with_user(None)) if url.host else url.scheme
+    except ValueError:
+        got = "something else"  # it may hold a password
+    raise ConfigurationError(
+        f"expected {source} like http://host:port or http://user:password@host:port, "
+        f"got {got}"
+    )
+
+
+def tls_context(ca_file: str | None, tls_compat: str | None) -> ssl.SSLContext:
+    """How certificates are verified: always, and with the host's name. Blocks.
+
+    Raises
+    ------
+    ConfigurationError
+        *ca_file* cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigurationError(
+            f"expected a PEM file of certificates as ca_file, got {ca_file}: {error}"
+        ) from error
+    if ca_file is not None:
+        # A server that leaves out its intermediate is answered with just that one.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    elif not context.cert_store_stats()["x509_ca"] and not _has_system_store():
+        with contextlib.suppress(ImportError):  # Python from python.org on a Mac
+            context.load_verify_locations(importlib.import_module("certifi").where())
+    ciphers = {"no-dhe": "DEFAULT:!DHE", "seclevel1": "DEFAULT:@SECLEVEL=1"}
+    if tls_compat is not None:
+        context.set_ciphers(ciphers[tls_compat])
+    return context
+
+
+def _has_system_store() -> bool:
+    paths = ssl.get_default_verify_paths()  # None for what does not exist
+    return paths.cafile is not None or paths.capath is not None
+
+
+async def discard(body: Body) -> None:
+    """Delete the file that holds *body*, if one does."""
+    data = body.data
+    if isinstance(data, Path):
+        await surely_in_thread(lambda: data.unlink(missing_ok=True))
 
 
 class Spool:
@@ -322,17 +435,57 @@ class _Pace:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether *host* is this machine."""
-    return host == "localhost" or host.startswith("127.") or host == "::1"
+    """Whether *host* is this machine: by name (RFC 6761) or by address."""
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False  # a name like others, 127.example.com for one
 
 
-def _translated(error: BaseException, method: str, url: str) -> AsyncfetchError:
-    if "DH_KEY_TOO_SMALL" in str(error):
-        return TransportError(
-            f"{URL(url).host} offers a key exchange that is too weak: {error}; "
-            'pass tls_compat="no-dhe" to use a stronger one with this host'
-        )
+def _place(url: URL) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _is_upgrade(origin: URL, url: URL) -> bool:
+    """Whether *url* is the same host, from http to https, both on their own ports."""
+    return (
+        (origin.scheme, url.scheme) == ("http", "https")
+        and origin.host == url.host
+        and origin.is_default_port()
+        and url.is_default_port()
+    )
+
+
+def _translated(
+    error: BaseException, method: str, url: str, tls_compat: str | None
+) -> AsyncfetchError:
+    hint = _hint(error, tls_compat)
     for source, kind, meaning in ERRORS:
         if isinstance(error, source):
-            return kind(f"{meaning}: {method} {url}: {str(error) or 'timed out'}")
+            said = f"{meaning}: {method} {url}: {str(error) or 'timed out'}"
+            if hint is None:
+                return kind(said)
+            return kind(f"{said}; {hint}", is_final=True)
     raise error
+
+
+def _hint(error: BaseException, tls_compat: str | None) -> str | None:
+    """What to do about an error that will not pass by itself, or None."""
+    text = str(error)
+    if "DH_KEY_TOO_SMALL" in text:
+        return (
+            'the server\'s key exchange is too weak: pass tls_compat="no-dhe" to use '
+            'another with this host, or "seclevel1" where it has no other'
+        )
+    if tls_compat == "no-dhe" and "HANDSHAKE_FAILURE" in text:
+        return 'the server has no other key exchange: pass tls_compat="seclevel1"'
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        if "local issuer" in text or "self-signed" in text or "self signed" in text:
+            return "pass ca_file= with the certificates that are missing here"
+        return "the certificate is not good for this host"
+    if isinstance(error, aiohttp.ClientHttpProxyError) and error.status == 407:
+        return "pass proxy=http://user:password@host:port"
+    return None

@@ -72,7 +72,18 @@ class NotFound(AsyncfetchError, LookupError):  # noqa: N818 - a fact about the s
 
 
 class AuthenticationError(AsyncfetchError):
-    """The service refused the credentials, or wants some (401, 403)."""
+    """The service refused the credentials, or wants some (401, 403).
+
+    Attributes
+    ----------
+    status
+        The HTTP status.
+    excerpt
+        The first characters of the body.
+    """
+
+    status: int = 0
+    excerpt: str = ""
 
 
 class TransportError(AsyncfetchError, OSError):

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import pytest
-from anyio.abc import SocketStream
+from anyio.abc import ByteStream, Listener
+from anyio.streams.tls import TLSListener
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 # What is heavy is imported here and not, at first use, inside an event loop.
 from asyncfetch import _gate
+from asyncfetch._exchange import Exchange
+from asyncfetch._model import Limits
 from asyncfetch.services import neuromorpho, neuroscout  # noqa: F401
 
 
@@ -83,6 +88,9 @@ class Wire:
     url: str
     answers: list[bytes] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    respond: Callable[[bytes, bytes], bytes] | None = None
+    """From head and body to the answer, in place of the answers."""
     reset: bool = False
 
     @property
@@ -121,12 +129,18 @@ def chunked(body: bytes, *, ended: bool = True, headers: str = "") -> bytes:
 
 
 @asynccontextmanager
-async def open_wire(*answers: bytes) -> AsyncIterator[Wire]:
-    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
-    port = listener.extra(anyio.abc.SocketAttribute.local_port)
-    wire = Wire(f"http://127.0.0.1:{port}", list(answers))
+async def open_wire(
+    *answers: bytes, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Wire]:
+    tcp = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    port = tcp.extra(anyio.abc.SocketAttribute.local_port)
+    scheme = "http" if tls is None else "https"
+    wire = Wire(f"{scheme}://127.0.0.1:{port}", list(answers))
+    listener: Listener[Any] = (
+        tcp if tls is None else TLSListener(tcp, tls, standard_compatible=False)
+    )
 
-    async def serve(stream: SocketStream) -> None:
+    async def serve(stream: ByteStream) -> None:
         async with stream:
             seen = b""
             while True:
@@ -137,7 +151,17 @@ async def open_wire(*answers: bytes) -> AsyncIterator[Wire]:
                         return
                 head, _, seen = seen.partition(b"\r\n\r\n")
                 wire.requests.append(head)
-                out = wire.answers.pop(0) if len(wire.answers) > 1 else wire.answers[0]
+                length = int(wire.header("Content-Length") or 0)
+                while len(seen) < length:
+                    seen += await stream.receive()
+                body, seen = seen[:length], seen[length:]
+                wire.bodies.append(body)
+                if wire.respond is not None:
+                    out = wire.respond(head, body)
+                elif len(wire.answers) > 1:
+                    out = wire.answers.pop(0)
+                else:
+                    out = wire.answers[0]
                 if out:
                     await stream.send(out)
                 # One answer a connection, unless it says how long it is.
@@ -148,3 +172,46 @@ async def open_wire(*answers: bytes) -> AsyncIterator[Wire]:
         group.start_soon(listener.serve, serve)
         yield wire
         group.cancel_scope.cancel()
+
+
+def read_whole(chunks: Iterator[bytes], _response: object) -> bytes:
+    return b"".join(chunks)
+
+
+def exchange(url: str, **options: object) -> Exchange:
+    """An exchange that does not wait between attempts."""
+    options = {"default": Limits(), "limits": Limits(), "rng": Impatient(), **options}
+    made = Exchange(url, **options)  # type: ignore[arg-type]
+    made.gate._rng = Impatient()
+    return made
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed",
+        type=int,
+        default=int(os.environ.get("ASYNCFETCH_TEST_SEED", "1")),
+        help="seed of the faults and of the instants that tests draw",
+    )
+    parser.addoption(
+        "--rounds",
+        type=int,
+        default=0,
+        help="how many seeds to draw, from --seed on; 0: one, and no slow faults",
+    )
+    parser.addoption(
+        "--every-step",
+        action="store_true",
+        help="cancel at every step of a call, not at some of them",
+    )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.getoption('--seed')}"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "drawn_seed" in metafunc.fixturenames:
+        first = metafunc.config.getoption("--seed")
+        rounds = metafunc.config.getoption("--rounds")
+        metafunc.parametrize("drawn_seed", range(first, first + max(1, rounds)))

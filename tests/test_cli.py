@@ -225,9 +225,9 @@ def test_another_plan_is_refused_and_shown(archive, tmp_path, capsys):
     assert run(["verify", dest]) == 0
 
 
-def test_a_traceback_only_on_demand(archive):
-    with pytest.raises(ConfigurationError):
-        run(["show", "neuroscout/datasetz", "--debug"])
+def test_a_traceback_only_on_demand(archive, capsys):
+    assert run(["show", "neuroscout/datasetz", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,10 @@
 """One question, asked until its answer is whole and proved: over real sockets."""
 
-import gzip
-import zlib
-
 import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from asyncfetch._exchange import Exchange
-from asyncfetch._model import Limits, Request, RequestSent, Retrying
+from asyncfetch._model import Request, RequestSent, Retrying
 from asyncfetch.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -18,20 +14,9 @@ from asyncfetch.errors import (
     ResponseError,
     TransportError,
 )
-from tests.conftest import Impatient, answer, chunked, open_wire
+from tests.conftest import answer, exchange, open_wire, read_whole
 
 pytestmark = pytest.mark.anyio
-
-
-def read_whole(chunks, _response):
-    return b"".join(chunks)
-
-
-def exchange(url, **options):
-    options = {"default": Limits(), "limits": Limits(), "rng": Impatient(), **options}
-    made = Exchange(url, **options)
-    made.gate._rng = Impatient()
-    return made
 
 
 async def ask(wire, *, media="json", path="/data", **options):
@@ -44,85 +29,6 @@ async def ask(wire, *, media="json", path="/data", **options):
 
 
 BODY = b'[{"a": 1}, {"a": 2}]'
-
-
-@pytest.mark.parametrize(
-    "cut",
-    [
-        answer(BODY, length=len(BODY) + 10)[:-5] + b"cut",
-        chunked(BODY, ended=False),
-        answer(gzip.compress(BODY)[:-6], headers="Content-Encoding: gzip\r\n"),
-        chunked(gzip.compress(BODY)[:-6], headers="Content-Encoding: gzip\r\n"),
-        answer(
-            gzip.compress(BODY)[:-6], length=None, headers="Content-Encoding: gzip\r\n"
-        ),
-        answer(b"<!doctype html><title>Maintenance</title>"),
-        answer(b""),
-        b"",
-    ],
-    ids=[
-        "short of its length",
-        "chunks without an end",
-        "cut gzip with a length",
-        "cut gzip in whole chunks",
-        "cut gzip without a length",
-        "html",
-        "empty",
-        "hung up",
-    ],
-)
-async def test_what_is_not_whole_is_asked_again(cut):
-    async with open_wire(cut, answer(BODY)) as wire:
-        assert await ask(wire) == BODY
-
-
-@pytest.mark.parametrize(
-    "whole",
-    [
-        chunked(BODY),
-        answer(BODY, length=None),
-        answer(gzip.compress(BODY), headers="Content-Encoding: gzip\r\n"),
-        answer(
-            gzip.compress(BODY[:5]) + gzip.compress(BODY[5:]),
-            headers="Content-Encoding: gzip\r\n",
-        ),
-        answer(zlib.compress(BODY), headers="Content-Encoding: deflate\r\n"),
-        answer(BODY, headers="Content-Encoding: utf-8\r\n"),
-        answer(BODY, headers="Content-Type: text/html\r\n"),
-        answer(b"\xef\xbb\xbf" + BODY),
-    ],
-    ids=[
-        "chunks",
-        "until the connection ends",
-        "gzip",
-        "two gzip members",
-        "deflate",
-        "an encoding that is none",
-        "wrong content type",
-        "byte order mark",
-    ],
-)
-async def test_whole_data_in_every_framing_are_taken(whole):
-    async with open_wire(whole) as wire:
-        assert (await ask(wire)).removeprefix(b"\xef\xbb\xbf") == BODY
-        assert len(wire.requests) == 1
-
-
-async def test_a_file_whose_end_nothing_proves_must_come_twice_the_same():
-    cut = answer(b"1 1 0 0 0 1 -1\n", length=None)
-    whole = answer(b"1 1 0 0 0 1 -1\n2 1 0 0 0 1 1\n", length=None)
-    async with open_wire(cut, whole, whole) as wire:
-        assert await ask(wire, media="swc") == b"1 1 0 0 0 1 -1\n2 1 0 0 0 1 1\n"
-        assert len(wire.requests) == 3
-
-
-async def test_an_error_object_under_200_is_an_error():
-    body = b'{"status": 500, "error": "Internal Server Error", "message": "no"}'
-    async with open_wire(answer(body)) as wire:
-        with pytest.raises(ResponseError, match="error object") as caught:
-            await ask(wire)
-    assert caught.value.status == 500
-    assert caught.value.attempts == 6
 
 
 async def test_wrong_data_are_not_asked_again():

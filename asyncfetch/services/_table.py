@@ -19,6 +19,7 @@ import pandas as pd  # here, because pyarrow would import it later, inside the l
 import pyarrow as pa
 
 from asyncfetch import _engine
+from asyncfetch._auth import Auth
 from asyncfetch._decode import JSON, as_schema
 from asyncfetch._exchange import Exchange
 from asyncfetch._model import (
@@ -444,6 +445,8 @@ class Client:
     tls_compat
         ``no-dhe`` or ``seclevel1``, for this host only: for servers whose key exchange
         is too weak for OpenSSL's defaults. Certificates are verified all the same.
+    auth
+        Made by the service's client from the credentials that it takes.
     """
 
     service: ClassVar[str]
@@ -465,6 +468,7 @@ class Client:
         proxy: str | None = None,
         ca_file: str | None = None,
         tls_compat: Literal["no-dhe", "seclevel1"] | None = None,
+        auth: Auth | None = None,
     ) -> None:
         if tls_compat not in {None, "no-dhe", "seclevel1"}:
             raise ConfigurationError(
@@ -481,6 +485,7 @@ class Client:
             proxy=proxy,
             ca_file=ca_file,
             tls_compat=tls_compat,
+            auth=auth,
         )
         self._tables = {
             description.name: Table(self, description)
@@ -506,6 +511,9 @@ class Client:
                 f"{self.service} has no table {name!r}{close(name, self._tables)}; "
                 f"it has {', '.join(self._tables)}"
             ) from None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.exchange.base_url}>"
 
     async def __aenter__(self) -> Self:
         return self

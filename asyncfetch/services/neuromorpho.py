@@ -24,6 +24,7 @@ from asyncfetch._decode import (
     constants,
     document,
     records_at,
+    whole,
     with_constants,
 )
 from asyncfetch._model import (
@@ -159,8 +160,17 @@ def _paging(body: Any) -> tuple[int, int]:
         ) from None
 
 
-def _neurons_of(body: Any) -> list[Any]:
-    """The records of a page; the service leaves the list out when it is empty."""
+def _neurons_of(body: Any, page: int) -> list[Any]:
+    """The records of a page; the service leaves the list out when it is empty.
+
+    Raises
+    ------
+    IntegrityError
+        The answer is another page than the one that was asked for.
+    """
+    number = body["page"].get("number", page)
+    if number != page:
+        raise IntegrityError(f"expected page {page}, got page {number} - at $.page")
     if isinstance(body, Mapping) and "_embedded" not in body and "page" in body:
         return []
     return records_at(body, _RECORDS)
@@ -196,8 +206,8 @@ class _Neurons:
         if item.context.get("one"):
             return self._decoded([body], as_records)
         total, pages = _paging(body)
-        records = _neurons_of(body)
         page, known = item.context["page"], item.context["pages"]
+        records = _neurons_of(body, page)
         if not records and page * PAGE < total:
             raise IntegrityError(
                 f"expected up to {PAGE} of {total} neurons on page {page}, got none"
@@ -222,10 +232,12 @@ class _Neurons:
         return Decoded(batches=(batch,), diagnostics=codes)
 
     def shortfall(self, rows: int, details: Iterable[Mapping[str, Any]]) -> str | None:
-        """Compare distinct neurons with the total that the last page named."""
-        total = 0
-        for detail in details:
-            total = detail.get("total", total)
+        """Compare distinct neurons with the largest total that a page named.
+
+        Not with the last: when the index shrinks while it is read, later pages shift by
+        as many neurons as their total falls, and what slipped through would not show.
+        """
+        total = max((detail.get("total", 0) for detail in details), default=0)
         if rows == total:
             return None
         return (
@@ -254,7 +266,7 @@ class _Traces:
             (body,) = (yield Ask((_page(self.filters, page, PAGE),))) or ()
             _, pages = _paging(body)
             items = []
-            for record in _neurons_of(body):
+            for record in _neurons_of(body, page):
                 if record["neuron_id"] > last:
                     items.append(_trace_item(record))
                     last = record["neuron_id"]
@@ -268,7 +280,7 @@ class _Traces:
         self, item: Item, chunks: Iterator[bytes], *, as_records: bool
     ) -> Decoded:
         """Nodes in file order; what was odd goes into the item."""
-        trace = read_swc(b"".join(chunks))
+        trace = read_swc(whole(chunks))
         count, context = len(trace.columns[0]), item.context
         batch = pa.RecordBatch.from_arrays(
             [

@@ -1,0 +1,97 @@
+"""Blocking calls in threads, never left alone.
+
+A cancel scope of anyio waits for the thread. A cancellation that comes from elsewhere
+(``asyncio.timeout``, ``task.cancel()``) does not: the thread would go on writing while
+its caller already cleans up. Here either the call has not begun and never will, or
+the cancelled caller waits for its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import anyio
+import anyio.to_thread
+
+T = TypeVar("T")
+
+
+async def in_thread(
+    call: Callable[[], T], *, limiter: anyio.CapacityLimiter | None = None
+) -> T:
+    """What *call* gives, run in a thread.
+
+    Cancelled, it returns when the thread has ended, or before it has begun. What the
+    call gave is lost then, so a call that opens something keeps it where the caller
+    can close it.
+    """
+    inside = _Call(call)
+    try:
+        return await anyio.to_thread.run_sync(inside.run, limiter=limiter)
+    except asyncio.CancelledError:
+        await inside.ended()
+        raise
+
+
+async def surely_in_thread(call: Callable[[], T]) -> T:
+    """What *call* gives, run in a thread whatever is cancelled meanwhile.
+
+    For what cleans up and must not be left out. A cancellation is raised afterwards.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while True:
+        inside = _Call(call)
+        try:
+            with anyio.CancelScope(shield=True):
+                value = await anyio.to_thread.run_sync(inside.run)
+        except asyncio.CancelledError as error:
+            await inside.ended()
+            cancelled = error
+            if not inside.has_begun:
+                continue
+        if cancelled is not None:
+            raise cancelled
+        return value
+
+
+class _Call(Generic[T]):
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._guard = threading.Lock()
+        self._is_off = False
+        self.has_begun = False
+        self._is_running = False
+        self._report: Callable[[], object] | None = None
+
+    def run(self) -> T:
+        with self._guard:
+            if self._is_off:
+                raise asyncio.CancelledError  # nobody waits for it
+            self.has_begun = self._is_running = True
+        try:
+            return self._call()
+        finally:
+            with self._guard:
+                self._is_running = False
+                if self._report is not None:
+                    self._report()
+
+    async def ended(self) -> None:
+        """Wait until the call has ended; one that has not begun never will."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        with self._guard:
+            self._is_off = True
+            if not self._is_running:
+                return
+            self._report = lambda: loop.call_soon_threadsafe(done.set)
+        while not done.is_set():  # whoever cancels twice waits all the same
+            with (
+                anyio.CancelScope(shield=True),
+                contextlib.suppress(asyncio.CancelledError),
+            ):
+                await done.wait()
