@@ -13,7 +13,7 @@ import email.utils
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -29,7 +29,8 @@ from asyncfetch._body import (
     excerpt,
     prove,
 )
-from asyncfetch._gate import gate_for
+from asyncfetch._gate import Gate, Turn, gate_for
+from asyncfetch._health import Failure
 from asyncfetch._model import (
     Event,
     Limits,
@@ -51,6 +52,7 @@ from asyncfetch.errors import (
     IntegrityError,
     NotFound,
     ResponseError,
+    TransportError,
 )
 
 T = TypeVar("T")
@@ -62,6 +64,8 @@ logger = logging.getLogger("asyncfetch")
 INLINE = 1 << 20
 # A server may ask for a pause of up to an hour without anybody being asked.
 LONGEST_RETRY_AFTER = 3600.0
+# A person does not wait longer than this for another attempt.
+IMPATIENCE = 10.0
 # Loopback has no ceiling; this many connections kept a local server busy.
 LOOPBACK = Limits(concurrency=16)
 
@@ -160,34 +164,48 @@ class Exchange:
         consume: Callable[[Iterator[bytes], Response], T],
         *,
         interactive: bool = False,
+        impatient: bool | None = None,
         spool_dir: Path | None = None,
         observe: Observer = ignore,
     ) -> Answer[T]:
         """Return what *consume* makes of the proved content of the answer.
 
         *consume* is called with slices of the inflated body, in the event loop for a
-        small one and otherwise in a thread; it may be called again after a failure.
+        small one and otherwise in a thread; it may be called again after a failure. An
+        *interactive* question passes the gate before others; an *impatient* one is
+        given up soon when the host is down (the same, unless said).
 
         Raises
         ------
         AsyncfetchError
             The last attempt's failure, with ``attempts`` as an attribute.
         """
-        policy = INTERACTIVE if interactive else BULK
+        impatient = interactive if impatient is None else impatient
+        policy = INTERACTIVE if impatient else BULK
         started = time.monotonic()
         unproved: str | None = None  # checksum of a body whose end nothing proved
+        question = self.gate.question()
         attempt = tries = 0
         while True:
             attempt += 1
             tries += 1
+            hops: _Hops | None = None
+            left = started + self._item_timeout - time.monotonic()
             try:
-                left = started + self._item_timeout - time.monotonic()
-                response = await self._send(
-                    request, interactive, spool_dir, observe, left
-                )
+                async with self.gate.slot(
+                    interactive=interactive,
+                    impatient=impatient,
+                    max_wait=self._max_wait,
+                    deadline=left / self.gate.second,
+                    question=question,
+                ) as turn:
+                    hops = _Hops(self.gate, turn, observe)
+                    response = await self._send(request, hops, spool_dir, left)
                 try:
                     # Whoever waits for the slot sends first: decoding keeps the loop.
                     await asyncio.sleep(0)
+                    if not 200 <= response.status < 300:
+                        await self._refuse(response)
                     known, unproved = unproved, _unproved(request, response)
                     if unproved is not None and unproved != known:
                         raise IntegrityError(
@@ -205,16 +223,29 @@ class Exchange:
                 )
             except AsyncfetchError as error:
                 error.__dict__["attempts"] = attempt
-                if _is_rejection(error):
-                    tries = 1  # a full server is not a failing one: the gate waits
-                delay = (
-                    policy.delay(tries, error, self._rng) if request.is_read else None
-                )
-                is_final = getattr(error, "is_fatal", False) or getattr(
-                    error, "is_final", False
-                )
+                delay: float | None
+                is_excused = hops is not None and hops.is_excused
+                if hops is not None and hops.is_rejected:
+                    # A full server is not a failing one; the gate waits, and whoever
+                    # was rejected keeps his place in the queue.
+                    tries, delay = 0, self.gate.pause_left()
+                elif is_excused and not impatient:
+                    tries -= 1  # the host is down: the gate waits until it is back
+                    delay = policy.delay(1, error, self._rng)
+                    question = self.gate.question()
+                else:
+                    delay = policy.delay(tries, error, self._rng)
+                    question = self.gate.question()
+                    if delay is not None:
+                        delay = max(delay, self.gate.retry())
                 left = started + self._item_timeout - time.monotonic()
-                if delay is None or is_final or delay > left:
+                if (
+                    delay is None
+                    or not request.is_read
+                    or _is_final(error)
+                    or delay * self.gate.second > left
+                    or (impatient and delay > IMPATIENCE)
+                ):
                     raise
                 failed = str(error)
             observe(
@@ -222,52 +253,32 @@ class Exchange:
                     url=self._url(request), attempt=attempt, delay=delay, error=failed
                 )
             )
-            await anyio.sleep(delay)
+            if not hops or not hops.is_rejected:
+                await self.gate.sleep(delay)
 
     async def _send(
-        self,
-        request: Request,
-        interactive: bool,
-        spool_dir: Path | None,
-        observe: Observer,
-        left: float,
+        self, request: Request, hops: _Hops, spool_dir: Path | None, left: float
     ) -> Response:
-        async def on_wire(method: str, url: str) -> None:
-            await self.gate.token(self._max_wait)
-            observe(RequestSent(method=method, url=url))
-
         headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
         if request.body is not None:
             headers["Content-Type"] = "application/json"
-        async with self.gate.slot(interactive=interactive, max_wait=self._max_wait):
-            sent_at = self.gate.now()
+        try:
             response = await self._transport.send(
                 request.method,
                 self._url(request),
                 headers=headers,
                 body=request.body,
                 spool_dir=spool_dir,
-                on_wire=on_wire,
+                hops=hops,
                 deadline=left,
             )
-        if response.status in {429, 503}:
-            asked = retry_after(response)
-            wait = self.gate.rejected(sent_at, asked)
-            observe(
-                Paused(
-                    host=self.host,
-                    seconds=wait,
-                    cause=f"{response.status}"
-                    + (" with Retry-After" if asked is not None else ""),
-                )
-            )
-        else:
-            self.gate.answered()
-        if not 200 <= response.status < 300:
-            try:
-                await self._refuse(response)
-            finally:
-                await _dispose(response)
+        except TransportError as error:
+            hops.failed(error)
+            raise
+        except IntegrityError:
+            hops.ended(200, {})  # cut, but there
+            raise
+        hops.ended(response.status, response.headers)
         return response
 
     async def _refuse(self, response: Response) -> None:
@@ -282,13 +293,9 @@ class Exchange:
             )
         if status in {404, 410}:
             raise NotFound(f"expected data, got {says}", status=status)
-        asked = retry_after(response) if status in {429, 503} else None
+        asked = retry_after(response.headers) if status in {429, 503} else None
         if asked is not None and asked > LONGEST_RETRY_AFTER:
-            raise ResponseError(
-                f"{self.host} asks to come back in {asked:.0f} s; run again then",
-                status=status,
-                is_fatal=True,
-            )
+            raise _come_back(self.host, asked, status)
         raise ResponseError(
             f"expected data, got {says}",
             status=status,
@@ -337,10 +344,75 @@ class Exchange:
         return self.base_url + request.target
 
 
-def _is_rejection(error: AsyncfetchError) -> bool:
-    """Whether the server said that it was asked too often."""
-    return isinstance(error, ResponseError) and (
-        error.status == 429 or (error.status == 503 and error.retry_after is not None)
+class _Hops:
+    """What one exchange puts on the wire, and what the gate is told of it."""
+
+    def __init__(self, gate: Gate, turn: Turn, observe: Observer) -> None:
+        self.is_rejected = False
+        self.is_excused = False
+        self._gate = gate
+        self._turn = turn
+        self._observe = observe
+        self._sent_at = gate.now()
+        self._took = 0.0
+
+    async def leave(self, method: str, url: str) -> None:
+        """Wait for the token of a hop."""
+        self._sent_at = await self._turn.hop()
+        self._observe(RequestSent(method=method, url=url))
+
+    def arrive(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note the head of an answer; a redirect may ask for a pause."""
+        self._took = self._gate.now() - self._sent_at
+        if 300 <= status < 400 and (asked := retry_after(headers)):
+            if asked > LONGEST_RETRY_AFTER:
+                raise _come_back(self._gate.host, asked, status)
+            cause = f"{status} with Retry-After"
+            self._gate.pause(asked, cause)
+            self._observe(Paused(host=self._gate.host, seconds=asked, cause=cause))
+
+    def failed(self, error: TransportError) -> None:
+        """Note that nothing usable came."""
+        if not _is_final(error):  # else it is the gate's own
+            kind = (
+                Failure.HOST
+                if getattr(error, "is_unreachable", False)
+                else Failure.EITHER
+            )
+            self.is_excused = self._gate.failed(self._turn, kind, str(error))
+
+    def ended(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note an answer."""
+        if status in {429, 503}:
+            asked = retry_after(headers)
+            wait, cause, is_full = self._gate.rejected(
+                self._turn, self._sent_at, status, asked
+            )
+            self.is_rejected = is_full
+            if wait > 0:
+                self._observe(Paused(host=self._gate.host, seconds=wait, cause=cause))
+        elif status >= 500:
+            kind = _FAILURES.get(status, Failure.QUESTION)
+            says = f"answers with {status}"
+            self.is_excused = self._gate.failed(self._turn, kind, says)
+        else:
+            self._gate.answered(self._turn, self._sent_at, self._took)
+
+
+# A gateway that finds nobody behind it; and one that waited too long, maybe for a
+# question that is too hard.
+_FAILURES = {502: Failure.HOST, 504: Failure.EITHER}
+
+
+def _is_final(error: AsyncfetchError) -> bool:
+    return getattr(error, "is_fatal", False) or getattr(error, "is_final", False)
+
+
+def _come_back(host: str, seconds: float, status: int) -> ResponseError:
+    return ResponseError(
+        f"{host} asks to come back in {seconds:.0f} s; run again then",
+        status=status,
+        is_fatal=True,
     )
 
 
@@ -361,13 +433,15 @@ def small_content(response: Response) -> bytes | None:
     return b"".join(pieces)
 
 
-def retry_after(response: Response) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds from the Retry-After header, seconds or date; None if there is none.
 
     A date is taken relative to the server's own Date (RFC 9110, 10.2.3), so that a
     wrong clock on either side does no harm.
     """
-    text = response.headers.get("Retry-After", "").strip()
+    text = headers.get("Retry-After", "").strip()
+    if not text:
+        return None
     if text.isascii() and text.isdigit():
         return float(text)
     try:
@@ -375,7 +449,7 @@ def retry_after(response: Response) -> float | None:
     except ValueError:
         return None
     try:
-        now = email.utils.parsedate_to_datetime(response.headers.get("Date", ""))
+        now = email.utils.parsedate_to_datetime(headers.get("Date", ""))
     except ValueError:
         now = email.utils.localtime()
     if until.tzinfo is None or now.tzinfo is None:  # "-0000": an unknown zone, UTC

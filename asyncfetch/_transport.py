@@ -13,11 +13,11 @@ import hashlib
 import ssl
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO
+from typing import IO, Protocol
 
 import aiohttp
 import anyio
@@ -55,8 +55,22 @@ ERRORS: tuple[tuple[type[BaseException], type[AsyncfetchError], str], ...] = (
     (OSError, TransportError, "the connection broke"),
 )
 
+# Of these meanings, those that are the host's fault and never the question's.
+UNREACHABLE = frozenset({"no connection", "unknown host"})
+
+
+class Hops(Protocol):
+    """Sees every request that leaves for one exchange: redirects and resends too."""
+
+    async def leave(self, method: str, url: str) -> None:
+        """Wait until it may leave."""
+
+    def arrive(self, status: int, headers: Mapping[str, str]) -> None:
+        """See the head of its answer."""
+
+
 # The middleware of a session learns from here whose request it sees.
-_on_wire: ContextVar[Callable[[str, str], Awaitable[None]]] = ContextVar("_on_wire")
+_hops: ContextVar[Hops] = ContextVar("_hops")
 
 
 class Transport:
@@ -101,15 +115,14 @@ class Transport:
         headers: Mapping[str, str],
         body: str | None,
         spool_dir: Path | None,
-        on_wire: Callable[[str, str], Awaitable[None]],
+        hops: Hops,
         deadline: float,
     ) -> Response:
         """Return the response to one request, its body received to the last byte.
 
-        *deadline* is what it may take in all, in seconds from now.
-
-        *on_wire* is awaited with method and URL before every request that leaves for
-        it: the request itself, its redirects, and a resend on a fresh connection.
+        *deadline* is what it may take in all, in seconds from now. *hops* sees every
+        request that leaves for it: itself, its redirects, and a resend on a fresh
+        connection.
 
         Raises
         ------
@@ -118,7 +131,7 @@ class Transport:
         """
         session = self._open(url)
         target = URL(url, encoded=True)
-        _on_wire.set(on_wire)
+        _hops.set(hops)
         try:
             async with session.request(
                 method,
@@ -203,8 +216,11 @@ class Transport:
                 "set base_url if the service has moved",
                 status=302,
             )
-        await _on_wire.get()(request.method, str(url))
-        return await handler(request)
+        hops = _hops.get()
+        await hops.leave(request.method, str(url))
+        response = await handler(request)
+        hops.arrive(response.status, response.headers)
+        return response
 
     async def _receive(
         self, answer: aiohttp.ClientResponse, spool_dir: Path | None
@@ -334,5 +350,8 @@ def _translated(error: BaseException, method: str, url: str) -> AsyncfetchError:
         )
     for source, kind, meaning in ERRORS:
         if isinstance(error, source):
-            return kind(f"{meaning}: {method} {url}: {str(error) or 'timed out'}")
+            return kind(
+                f"{meaning}: {method} {url}: {str(error) or 'timed out'}",
+                **({"is_unreachable": True} if meaning in UNREACHABLE else {}),
+            )
     raise error
