@@ -431,7 +431,8 @@ class Run:
                 lambda chunks, _response: self._plan.source.decode(
                     item, chunks, as_records=self._as_records
                 ),
-                interactive=self._interactive or not self._reached,
+                interactive=self._interactive,
+                impatient=self._interactive or not self._reached,
                 spool_dir=self._spool_dir,
                 observe=self._observe,
             )

@@ -13,7 +13,7 @@ import email.utils
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ from asyncfetch._body import (
     excerpt,
     prove,
 )
-from asyncfetch._gate import gate_for
+from asyncfetch._gate import Gate, Turn, gate_for
+from asyncfetch._health import Failure
 from asyncfetch._model import (
     Event,
     Limits,
@@ -53,6 +54,7 @@ from asyncfetch.errors import (
     IntegrityError,
     NotFound,
     ResponseError,
+    TransportError,
 )
 
 T = TypeVar("T")
@@ -64,6 +66,8 @@ logger = logging.getLogger("asyncfetch")
 INLINE = 1 << 20
 # A server may ask for a pause of up to an hour without anybody being asked.
 LONGEST_RETRY_AFTER = 3600.0
+# A person does not wait longer than this for another attempt.
+IMPATIENCE = 10.0
 # Loopback has no ceiling; this many connections kept a local server busy.
 LOOPBACK = Limits(concurrency=16)
 
@@ -174,31 +178,40 @@ class Exchange:
         consume: Callable[[Iterator[bytes], Response], T],
         *,
         interactive: bool = False,
+        impatient: bool | None = None,
         spool_dir: Path | None = None,
         observe: Observer = ignore,
     ) -> Answer[T]:
         """Return what *consume* makes of the proved content of the answer.
 
         *consume* is called with slices of the inflated body, in the event loop for a
-        small one and otherwise in a thread; it may be called again after a failure.
+        small one and otherwise in a thread; it may be called again after a failure. An
+        *interactive* question passes the gate before others; an *impatient* one is
+        given up soon when the host is down (the same, unless said).
 
         Raises
         ------
         AsyncfetchError
             The last attempt's failure, with ``attempts`` as an attribute.
         """
-        policy = INTERACTIVE if interactive else BULK
+        impatient = interactive if impatient is None else impatient
+        policy = INTERACTIVE if impatient else BULK
         started = time.monotonic()
         unproved: str | None = None  # checksum of a body whose end nothing proved
+        asking = _Asking(
+            interactive=interactive,
+            impatient=impatient,
+            until=started + self._item_timeout,
+            place=self.gate.question(),
+            spool_dir=spool_dir,
+            observe=observe,
+        )
         attempt = tries = 0
         while True:
             attempt += 1
             tries += 1
             try:
-                left = started + self._item_timeout - time.monotonic()
-                response = await self._send(
-                    request, interactive, spool_dir, observe, left
-                )
+                response = await self._send(request, asking)
                 try:
                     # Whoever waits for the slot sends first: decoding keeps the loop.
                     await asyncio.sleep(0)
@@ -220,16 +233,27 @@ class Exchange:
             except AsyncfetchError as error:
                 scrub(error, self._secrets())
                 error.__dict__["attempts"] = attempt
-                if _is_rejection(error):
-                    tries = 1  # a full server is not a failing one: the gate waits
-                delay = (
-                    policy.delay(tries, error, self._rng) if request.is_read else None
-                )
-                is_final = getattr(error, "is_fatal", False) or getattr(
-                    error, "is_final", False
-                )
-                left = started + self._item_timeout - time.monotonic()
-                if delay is None or is_final or delay > left:
+                delay: float | None
+                if asking.is_rejected:
+                    # A full server is not a failing one; the gate waits, and whoever
+                    # was rejected keeps his place in the queue.
+                    tries, delay = 0, self.gate.pause_left()
+                elif asking.is_excused and not impatient:
+                    tries -= 1  # the host is down: the gate waits until it is back
+                    delay = policy.delay(1, error, self._rng)
+                    asking.place = self.gate.question()
+                else:
+                    delay = policy.delay(tries, error, self._rng)
+                    asking.place = self.gate.question()
+                    if delay is not None:
+                        delay = max(delay, self.gate.retry())
+                if (
+                    delay is None
+                    or not request.is_read
+                    or _is_final(error)
+                    or delay * self.gate.second > asking.left()
+                    or (impatient and delay > IMPATIENCE)
+                ):
                     raise
                 failed = str(error)
             observe(
@@ -240,44 +264,27 @@ class Exchange:
                     error=failed,
                 )
             )
-            await anyio.sleep(delay)
+            if not asking.is_rejected:
+                await self.gate.sleep(delay)
 
-    async def _send(
-        self,
-        request: Request,
-        interactive: bool,
-        spool_dir: Path | None,
-        observe: Observer,
-        left: float,
-    ) -> Response:
+    async def _send(self, request: Request, asking: _Asking) -> Response:
         """One attempt; a second one when other credentials may help."""
-        until = time.monotonic() + left
-
-        async def attempt(bearing: Credentials | None) -> Response:
-            return await self._attempt(
-                request,
-                bearing,
-                interactive=interactive,
-                spool_dir=spool_dir,
-                observe=observe,
-                left=until - time.monotonic(),
-            )
-
         auth = self._auth
         if auth is None:
-            return await attempt(None)
+            return await self._attempt(request, None, asking)
         bearing = auth.credentials
         if bearing is None:
-            bearing = await self._renewed(auth, None, observe, until)
+            bearing = await self._renewed(auth, None, asking)
         try:
-            return await attempt(bearing)
+            return await self._attempt(request, bearing, asking)
         except AuthenticationError as error:
             if not auth.is_stale(error.status, error.excerpt.encode()):
                 raise
-        return await attempt(await self._renewed(auth, bearing, observe, until))
+        bearing = await self._renewed(auth, bearing, asking)
+        return await self._attempt(request, bearing, asking)
 
     async def _renewed(
-        self, auth: Auth, former: Credentials | None, observe: Observer, until: float
+        self, auth: Auth, former: Credentials | None, asking: _Asking
     ) -> Credentials:
         """Credentials other than *former*, got once for all who want them.
 
@@ -296,7 +303,7 @@ class Exchange:
                         str(self._renewal_error), **vars(self._renewal_error)
                     )
                 try:
-                    await self._renew(auth, observe, until)
+                    await self._renew(auth, asking)
                 except AuthenticationError as error:
                     scrub(error, self._secrets())
                     self._renewal_error = error
@@ -309,20 +316,14 @@ class Exchange:
             )
         return current
 
-    async def _renew(self, auth: Auth, observe: Observer, until: float) -> None:
+    async def _renew(self, auth: Auth, asking: _Asking) -> None:
+        asking = replace(asking, interactive=True, place=self.gate.question())
         steps = auth.renew()
         try:
             request = next(steps)
             while True:
                 try:
-                    response = await self._attempt(
-                        request,
-                        None,
-                        interactive=True,
-                        spool_dir=None,
-                        observe=observe,
-                        left=until - time.monotonic(),
-                    )
+                    response = await self._attempt(request, None, asking)
                 except (AuthenticationError, NotFound, ResponseError) as error:
                     if is_transient(error):
                         raise
@@ -340,48 +341,39 @@ class Exchange:
             pass
 
     async def _attempt(
-        self,
-        request: Request,
-        credentials: Credentials | None,
-        *,
-        interactive: bool,
-        spool_dir: Path | None,
-        observe: Observer,
-        left: float,
+        self, request: Request, credentials: Credentials | None, asking: _Asking
     ) -> Response:
-        async def on_wire(method: str, url: str) -> None:
-            await self.gate.token(self._max_wait)
-            observe(RequestSent(method=method, url=self._hide(url)))
-
+        asking.is_rejected = asking.is_excused = False
         headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
         if request.body is not None:
             headers["Content-Type"] = "application/json"
-        async with self.gate.slot(interactive=interactive, max_wait=self._max_wait):
-            sent_at = self.gate.now()
-            response = await self._transport.send(
-                request.method,
-                self.base_url + request.target,
-                headers=headers,
-                credentials=credentials,
-                body=request.body,
-                spool_dir=spool_dir,
-                on_wire=on_wire,
-                deadline=left,
-            )
-        response = replace(response, url=self._hide(response.url))
-        if response.status in {429, 503}:
-            asked = retry_after(response)
-            wait = self.gate.rejected(sent_at, asked)
-            observe(
-                Paused(
-                    host=self.host,
-                    seconds=wait,
-                    cause=f"{response.status}"
-                    + (" with Retry-After" if asked is not None else ""),
+        async with self.gate.slot(
+            interactive=asking.interactive,
+            impatient=asking.impatient,
+            max_wait=self._max_wait,
+            deadline=asking.left() / self.gate.second,
+            question=asking.place,
+        ) as turn:
+            hops = _Hops(self.gate, turn, asking, self._hide)
+            try:
+                response = await self._transport.send(
+                    request.method,
+                    self.base_url + request.target,
+                    headers=headers,
+                    credentials=credentials,
+                    body=request.body,
+                    spool_dir=asking.spool_dir,
+                    hops=hops,
+                    deadline=asking.left(),
                 )
-            )
-        else:
-            self.gate.answered()
+            except TransportError as error:
+                hops.failed(error)
+                raise
+            except IntegrityError:
+                hops.ended(200, {})  # cut, but there
+                raise
+            hops.ended(response.status, response.headers)
+        response = replace(response, url=self._hide(response.url))
         if not 200 <= response.status < 300:
             try:
                 await self._refuse(response)
@@ -403,13 +395,9 @@ class Exchange:
             )
         if status in {404, 410}:
             raise NotFound(f"expected data, got {says}", status=status)
-        asked = retry_after(response) if status in {429, 503} else None
+        asked = retry_after(response.headers) if status in {429, 503} else None
         if asked is not None and asked > LONGEST_RETRY_AFTER:
-            raise ResponseError(
-                f"{self.host} asks to come back in {asked:.0f} s; run again then",
-                status=status,
-                is_fatal=True,
-            )
+            raise _come_back(self.host, asked, status)
         raise ResponseError(
             f"expected data, got {says}",
             status=status,
@@ -462,10 +450,105 @@ class Exchange:
         return hide(text, self._secrets())
 
 
-def _is_rejection(error: AsyncfetchError) -> bool:
-    """Whether the server said that it was asked too often."""
-    return isinstance(error, ResponseError) and (
-        error.status == 429 or (error.status == 503 and error.retry_after is not None)
+@dataclass(slots=True, kw_only=True)
+class _Asking:
+    """One question on its way: how it is asked, and what became of the last attempt."""
+
+    interactive: bool
+    impatient: bool
+    until: float
+    """When it is given up, on the monotonic clock."""
+    place: int
+    """In the gate's queue."""
+    spool_dir: Path | None
+    observe: Observer
+    is_rejected: bool = False
+    """Whether the host was full."""
+    is_excused: bool = False
+    """Whether the host was down, which is not the question's fault."""
+
+    def left(self) -> float:
+        """Seconds until it is given up."""
+        return self.until - time.monotonic()
+
+
+class _Hops:
+    """What one attempt puts on the wire, and what the gate is told of it."""
+
+    def __init__(
+        self, gate: Gate, turn: Turn, asking: _Asking, hide: Callable[[str], str]
+    ) -> None:
+        self._gate = gate
+        self._turn = turn
+        self._asking = asking
+        self._hide = hide
+        self._sent_at = gate.now()
+        self._took = 0.0
+
+    async def leave(self, method: str, url: str) -> None:
+        """Wait for the token of a hop."""
+        self._sent_at = await self._turn.hop()
+        self._asking.observe(RequestSent(method=method, url=self._hide(url)))
+
+    def arrive(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note the head of an answer; a redirect may ask for a pause."""
+        self._took = self._gate.now() - self._sent_at
+        if 300 <= status < 400 and (asked := retry_after(headers)):
+            if asked > LONGEST_RETRY_AFTER:
+                raise _come_back(self._gate.host, asked, status)
+            cause = f"{status} with Retry-After"
+            self._gate.pause(asked, cause)
+            self._asking.observe(
+                Paused(host=self._gate.host, seconds=asked, cause=cause)
+            )
+
+    def _tell_pause(self, seconds: float, cause: str) -> None:
+        self._asking.observe(Paused(host=self._gate.host, seconds=seconds, cause=cause))
+
+    def failed(self, error: TransportError) -> None:
+        """Note that nothing usable came."""
+        if not _is_final(error):  # else it is the gate's own
+            kind = (
+                Failure.HOST
+                if getattr(error, "is_unreachable", False)
+                else Failure.EITHER
+            )
+            self._asking.is_excused = self._gate.failed(self._turn, kind, str(error))
+
+    def ended(self, status: int, headers: Mapping[str, str]) -> None:
+        """Note an answer."""
+        if status in {429, 503}:
+            asked = retry_after(headers)
+            wait, cause, is_full = self._gate.rejected(
+                self._turn, self._sent_at, status, asked
+            )
+            self._asking.is_rejected = is_full
+            if wait > 0:
+                self._asking.observe(
+                    Paused(host=self._gate.host, seconds=wait, cause=cause)
+                )
+        elif status >= 500:
+            kind = _FAILURES.get(status, Failure.QUESTION)
+            says = f"answers with {status}"
+            self._asking.is_excused = self._gate.failed(self._turn, kind, says)
+        else:
+            self._gate.answered(self._turn, self._sent_at, self._took)
+
+
+# A gateway that finds nobody behind it; and one that waited too long, maybe for a
+# question that is too hard.
+_FAILURES = {502: Failure.HOST, 504: Failure.EITHER}
+
+
+def _is_final(error: AsyncfetchError) -> bool:
+    return getattr(error, "is_fatal", False) or getattr(error, "is_final", False)
+
+
+def _come_back(host: str, seconds: float, status: int) -> ResponseError:
+    return ResponseError(
+        f"{host} asks to come back in {seconds:.0f} s; run again then",
+        status=status,
+        is_fatal=True,
     )
 
 
@@ -486,13 +569,15 @@ def small_content(response: Response) -> bytes | None:
     return b"".join(pieces)
 
 
-def retry_after(response: Response) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds from the Retry-After header, seconds or date; None if there is none.
 
     A date is taken relative to the server's own Date (RFC 9110, 10.2.3), so that a
     wrong clock on either side does no harm.
     """
-    text = response.headers.get("Retry-After", "").strip()
+    text = headers.get("Retry-After", "").strip()
+    if not text:
+        return None
     if text.isascii() and text.isdigit():
         return float(text)
     try:
@@ -500,7 +585,7 @@ def retry_after(response: Response) -> float | None:
     except ValueError:
         return None
     try:
-        now = email.utils.parsedate_to_datetime(response.headers.get("Date", ""))
+        now = email.utils.parsedate_to_datetime(headers.get("Date", ""))
     except ValueError:
         now = email.utils.localtime()
     if until.tzinfo is None or now.tzinfo is None:  # "-0000": an unknown zone, UTC

@@ -1,13 +1,11 @@
 """When the next request to a host may leave.
 
-One gate stands before each service host, shared by all clients of the process. It has
-three parts: *slots* bound how many exchanges are in flight and are held by the engine
-for a whole exchange; *tokens* space the requests on the wire and are taken by the
-transport for every hop, redirects and resends included; a *pause* stops everybody when
-the server asks for it. Waiting interactive calls go before bulk items.
-
-Learning a server's rate from its answers enters through :meth:`Gate.answered` and
-:meth:`Gate.rejected`, which see every answer.
+One gate stands before each service host, shared by all clients of the process. A *turn*
+is a slot among the requests in flight, held by the engine for a whole exchange, that
+comes with the token for its first hop; redirects and resends take a token each. Turns
+are handed out in one queue, interactive calls first. What they wait for is decided by
+pure objects that know no clock: :mod:`asyncfetch._pace` (rate, requests in flight,
+pauses) and :mod:`asyncfetch._health` (whether the host is up).
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import random
 import threading
 import time
@@ -22,34 +21,89 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
 import anyio
 from aiolimiter import AsyncLimiter
 
+from asyncfetch._health import Breaker, Budget, Failure
 from asyncfetch._model import Limits
+from asyncfetch._pace import Learned, Pace
 from asyncfetch.errors import TransportError
 
-# A 429 or 503 without Retry-After pauses the host for 1 s, doubled while the answer
-# stays the same, up to a minute.
-FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 60.0
+# A person waits so long for a host that is down to be asked again, and not longer.
+IMPATIENT_WAIT = 3.0
+DEFAULT_CONCURRENCY = 4
+
+
+def _whole() -> float:
+    return 1.0
 
 
 @dataclass(order=True, slots=True)
 class _Waiter:
-    """A task that waits for a slot; the smallest one is next."""
+    """A task that waits for a turn; the smallest one is next."""
 
     rank: tuple[bool, int]
-    event: anyio.Event = field(compare=False)
+    impatient: bool = field(compare=False)
+    future: asyncio.Future[bool] = field(compare=False)
     loop: asyncio.AbstractEventLoop = field(compare=False)
-    granted: bool = field(compare=False, default=False)
+    crowd: int = field(compare=False, default=0)  # in flight with it; 0: no turn yet
     gone: bool = field(compare=False, default=False)
 
-    def wake(self) -> None:
+    @property
+    def interactive(self) -> bool:
+        return not self.rank[0]
+
+    def wake(self, granted: bool) -> None:
         if asyncio.get_running_loop() is self.loop:
-            self.event.set()
+            self._set(granted)
         else:
-            self.loop.call_soon_threadsafe(self.event.set)
+            self.loop.call_soon_threadsafe(self._set, granted)
+
+    def _set(self, granted: bool) -> None:
+        if not self.future.done():
+            self.future.set_result(granted)
+
+
+class Turn:
+    """One exchange's stay among the requests in flight."""
+
+    __slots__ = ("_deadline", "_gate", "_has_token", "_max_wait", "crowd", "question")
+
+    def __init__(
+        self,
+        gate: Gate,
+        question: int,
+        crowd: int,
+        max_wait: float | None,
+        deadline: float,
+    ) -> None:
+        self.question = question
+        self.crowd = crowd
+        """Requests in flight when this one left, itself included."""
+        self._gate = gate
+        self._has_token = True
+        self._max_wait = max_wait
+        self._deadline = deadline
+
+    async def hop(self) -> float:
+        """Wait until one more request of the exchange may leave; return when it does.
+
+        Raises
+        ------
+        TransportError
+            The host is paused for longer than the caller waits.
+        """
+        if self._has_token:  # it came with the slot
+            self._has_token = False
+        else:
+            await self._gate.token(self._max_wait, self._deadline)
+        limiter = self._gate.limiter()
+        if limiter is not None:
+            await limiter.acquire()
+        return self._gate.now()
 
 
 class Gate:
@@ -60,9 +114,15 @@ class Gate:
     host
         Shown in events and errors.
     limits
-        Where to start; ``rate`` None is no ceiling, ``concurrency`` None is 4.
+        The service's own; ``rate`` None is no ceiling, ``concurrency`` None is 4.
+    learned
+        Where to start.
+    share
+        The part of the host's rate and slots that this process may use; asked often.
+    second
+        Length of the gate's second; shorter where tests and benchmarks press time.
     clock
-        Seconds that only go forward.
+        The gate's seconds, only forward; the default follows *second*.
     """
 
     def __init__(
@@ -70,175 +130,383 @@ class Gate:
         host: str,
         limits: Limits,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        learned: Learned | None = None,
+        share: Callable[[], float] = _whole,
+        second: float = 1.0,
+        clock: Callable[[], float] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self.host = host
-        self.rate = limits.rate
-        self.concurrency = limits.concurrency or 4
-        self.paused_until = 0.0
-        self._clock = clock
-        self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
+        self.share = share
+        self.second = second
+        self.now = clock or (
+            time.monotonic if second == 1 else lambda: time.monotonic() / second
+        )
+        rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
+        self._rng = rng
+        self._pace = Pace(
+            concurrency=limits.concurrency or DEFAULT_CONCURRENCY,
+            rate=limits.rate,
+            learned=learned,
+            rng=rng,
+        )
+        self._breaker = Breaker(rng)
+        self._budget = Budget()
         self._guard = threading.Lock()
         self._waiting: list[_Waiter] = []
-        self._turn = itertools.count()
+        self._questions = itertools.count()
         self._in_flight = 0
+        self._alarm: (
+            tuple[float, asyncio.AbstractEventLoop, asyncio.TimerHandle] | None
+        ) = None
         self._limiters: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, tuple[float, AsyncLimiter]
         ] = weakref.WeakKeyDictionary()
-        self._backoff = FIRST_PAUSE
-        self._last_rejection = -1.0
+        self._answers = 0
         self._rejections = 0
-        self._pauses = 0.0
+        self._pauses: dict[str, float] = {}
+        self._cause = ""
+
+    # Limits, and what is known
+
+    @property
+    def rate(self) -> float | None:
+        """Requests per second that are never exceeded; None is no ceiling."""
+        return None if self._pace.ceiling == math.inf else self._pace.ceiling
+
+    @property
+    def concurrency(self) -> int:
+        """Requests in flight that are never exceeded."""
+        return self._pace.flight.most
+
+    @property
+    def paused_until(self) -> float:
+        """When the pause ends, in the gate's time."""
+        return self._pace.paused_until
 
     def set_limits(self, limits: Limits) -> None:
         """Take what a user asks for last; what is None stays as it is."""
-        if limits.rate is not None:
-            self.rate = limits.rate
-        if limits.concurrency is not None:
-            self.concurrency = limits.concurrency
+        with self._guard:
+            if limits.rate is not None:
+                self._pace.ceiling = limits.rate
+            if limits.concurrency is not None:
+                self._pace.flight.demand(limits.concurrency)
+
+    def hint(self, remaining: float | None, reset: float | None) -> None:
+        """Take what a server says: *remaining* requests in the next *reset* seconds."""
+        if remaining is None or reset is None or reset <= 0:
+            return
+        if remaining <= 0:
+            # Not all clients of the host come back in the same moment.
+            self.pause(reset + self._rng.uniform(0, min(1, 0.1 * reset)), "RateLimit")
+        with self._guard:
+            self._pace.hint(self.now(), remaining, reset)
+
+    def learned(self) -> Learned | None:
+        """Return what to remember of the host; None before it answered anything."""
+        flight = self._pace.flight
+        if not self._answers:
+            return None
+        return Learned(
+            rate=self._pace.granted,
+            delay=None if flight.delay is None else math.exp(flight.delay),
+            concurrency=flight.now,
+            at=datetime.now(UTC),
+        )
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what the gate knows, in plain JSON.
+
+        ``rate`` and ``learned_rate`` are requests per second (0 is no ceiling),
+        ``pauses`` are seconds by cause, ``paused_for`` is what is left of the last.
+        """
+        with self._guard:
+            now = self.now()
+            rate = self._pace.effective(now)
+            left = max(0.0, self._pace.paused_until - now)
+            return {
+                "concurrency": self.concurrency,
+                "slots": self._pace.slots,
+                "in_flight": self._in_flight,
+                "waiting": sum(not waiter.gone for waiter in self._waiting),
+                "rate": 0.0 if rate == math.inf else round(rate, 4),
+                "learned_rate": round(self._pace.granted or 0.0, 4),
+                "rejected": self._rejections,
+                "paused_seconds": round(sum(self._pauses.values()), 3),
+                "pauses": {
+                    cause: round(spent, 3) for cause, spent in self._pauses.items()
+                },
+                "paused_for": round(left, 3),
+                "pause_cause": self._cause if left else "",
+                "retries_left": int(self._budget.left(now)),
+                "breaker": "open" if self._breaker.is_open else "closed",
+            }
+
+    # Waiting
+
+    def question(self) -> int:
+        """Return a place in the queue; whoever keeps it goes before later ones."""
+        return next(self._questions)
 
     @asynccontextmanager
     async def slot(
-        self, *, interactive: bool = False, max_wait: float | None = None
-    ) -> AsyncGenerator[None]:
-        """Hold one of the host's slots.
+        self,
+        *,
+        interactive: bool = False,
+        impatient: bool = False,
+        max_wait: float | None = None,
+        deadline: float = math.inf,
+        question: int | None = None,
+    ) -> AsyncGenerator[Turn]:
+        """Hold one of the host's slots, with the token for a first hop.
+
+        An *interactive* call goes before others; an *impatient* one does not wait for
+        a host that is down. Both waits are in the gate's seconds from now.
 
         Raises
         ------
         TransportError
-            No slot came free within *max_wait* seconds.
+            No turn came within *max_wait* or *deadline*, or will not; or the host is
+            down and the call impatient.
         """
-        await self._enter(interactive, max_wait)
+        if question is None:
+            question = self.question()
+        crowd = await self._enter(
+            (not interactive, question), impatient, max_wait, deadline
+        )
         try:
-            yield
+            yield Turn(self, question, crowd, max_wait, deadline)
         finally:
             with self._guard:
-                self._in_flight -= 1
-                self._hand_out()
+                self._leave()
 
-    async def _enter(self, interactive: bool, max_wait: float | None) -> None:
+    def _leave(self) -> None:
+        self._in_flight -= 1
+        self._breaker.ended()
+        self._hand_out()
+
+    async def _enter(
+        self,
+        rank: tuple[bool, int],
+        impatient: bool,
+        max_wait: float | None,
+        deadline: float,
+    ) -> int:
+        within = deadline if max_wait is None else min(max_wait, deadline)
         with self._guard:
-            if self._in_flight < self.concurrency and not self._waiting:
-                self._in_flight += 1
-                return
-            waiter = _Waiter(
-                (not interactive, next(self._turn)),
-                anyio.Event(),
-                asyncio.get_running_loop(),
-            )
+            now = self.now()
+            if not self._waiting and self._wait(now, not rank[0]) <= 0:
+                return self._take(now)
+            if impatient and self._breaker.next_look(now) > IMPATIENT_WAIT:
+                raise self._down(now)
+            if self._pace.paused_until - now > within:
+                raise self._late(within, within == deadline)
+            loop = asyncio.get_running_loop()
+            waiter = _Waiter(rank, impatient, loop.create_future(), loop)
             heapq.heappush(self._waiting, waiter)
+            self._hand_out()
         try:
-            if max_wait is None:
-                await waiter.event.wait()
+            if within == math.inf:
+                granted = await waiter.future
             else:
-                with anyio.fail_after(max_wait):
-                    await waiter.event.wait()
+                with anyio.fail_after(within * self.second):
+                    granted = await waiter.future
         except BaseException as error:
             with self._guard:
                 waiter.gone = True
-                if waiter.granted:  # the slot came together with the cancellation
-                    self._in_flight -= 1
-                self._hand_out()
+                if waiter.crowd:  # the turn came together with the cancellation
+                    self._leave()
+                else:
+                    self._hand_out()
             if isinstance(error, TimeoutError):
-                raise TransportError(
-                    f"no turn at {self.host} within {max_wait:g} s: "
-                    f"{self._in_flight} requests are in flight; raise max_wait"
-                ) from None
+                raise self._late(within, within == deadline) from None
             raise
+        if not granted:
+            raise self._down(self.now())
+        return waiter.crowd
+
+    def _late(self, within: float, is_deadline: bool) -> TransportError:
+        left = self._pace.paused_until - self.now()
+        if self._breaker.is_open:
+            why = f"it does not answer, last: {self._breaker.last}"
+        elif left > 0:
+            why = f"it is paused for another {left:.1f} s ({self._cause})"
+        else:
+            why = f"{self._in_flight} requests are in flight"
+        name = "item_timeout" if is_deadline else "max_wait"
+        return TransportError(
+            f"no turn at {self.host} within {within:g} s: {why}; raise {name} or try "
+            "later",
+            is_final=True,
+        )
+
+    def _down(self, now: float) -> TransportError:
+        return TransportError(
+            f"{self.host} has not answered for {now - self._breaker.opened_at:.0f} s, "
+            f"last: {self._breaker.last}; it is asked again in "
+            f"{self._breaker.next_look(now):.0f} s: try later",
+            is_final=True,
+        )
+
+    def _wait(self, now: float, interactive: bool) -> float:
+        self._pace.share = self.share()
+        wait = self._pace.wait(now, self._in_flight, urgent=interactive)
+        if self._breaker.is_open:
+            wait = max(wait, self._breaker.wait(now))
+        return wait
+
+    def _take(self, now: float) -> int:
+        self._in_flight += 1
+        self._pace.sent(now)
+        self._breaker.sent()
+        self._budget.sent(now)
+        return self._in_flight
 
     def _hand_out(self) -> None:
-        while self._waiting and (
-            self._waiting[0].gone or self._in_flight < self.concurrency
-        ):
-            waiter = heapq.heappop(self._waiting)
-            if waiter.gone:
+        now = self.now()
+        while self._waiting:
+            waiter = self._waiting[0]
+            if waiter.gone or waiter.loop.is_closed():
+                heapq.heappop(self._waiting)
                 continue
-            try:
-                waiter.wake()
-            except RuntimeError:  # its event loop has been closed
-                continue
-            waiter.granted = True
-            self._in_flight += 1
+            wait = self._wait(now, waiter.interactive)
+            if wait > 0:
+                if wait < math.inf:
+                    self._set_alarm(now + wait, wait, waiter.loop)
+                return
+            heapq.heappop(self._waiting)
+            waiter.crowd = self._take(now)
+            waiter.wake(granted=True)
 
-    async def token(self, max_wait: float | None = None) -> None:
-        """Wait until one more request may leave.
+    def _set_alarm(
+        self, at: float, wait: float, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        if asyncio.get_running_loop() is not loop:
+            loop.call_soon_threadsafe(self._ring)  # which sets it there
+            return
+        if self._alarm is not None and self._alarm[1] is loop:
+            if self._alarm[0] <= at:
+                return  # it will look again in time
+            self._alarm[2].cancel()
+        self._alarm = (at, loop, loop.call_later(wait * self.second, self._ring))
+
+    def _ring(self) -> None:
+        with self._guard:
+            self._alarm = None
+            self._hand_out()
+
+    async def token(
+        self, max_wait: float | None = None, deadline: float = math.inf
+    ) -> None:
+        """Wait until one more hop may leave, beside those that came with a slot.
 
         Raises
         ------
         TransportError
-            The host is paused for longer than *max_wait* seconds.
+            The wait is longer than *max_wait* or *deadline* seconds.
         """
+        within = deadline if max_wait is None else min(max_wait, deadline)
         while True:
-            while (wait := self.paused_until - self._clock()) > 0:
-                if max_wait is not None and wait > max_wait:
-                    raise TransportError(
-                        f"{self.host} is paused for another {wait:.1f} s, and max_wait "
-                        f"is {max_wait:g} s: try later",
-                        is_final=True,
-                    )
-                await anyio.sleep(wait)
-            limiter = self._limiter()
-            if limiter is None:
-                return
-            await limiter.acquire()
-            if self.paused_until <= self._clock():
-                return
+            with self._guard:
+                now = self.now()
+                wait = self._pace.token_wait(now)
+                if wait <= 0:
+                    self._pace.sent(now)
+                    return
+            if wait > within:
+                raise self._late(within, within == deadline)
+            within -= wait
+            await self.sleep(wait)
 
-    def _limiter(self) -> AsyncLimiter | None:
-        if self.rate is None:
+    async def sleep(self, seconds: float) -> None:
+        """Sleep so many of the gate's seconds."""
+        await anyio.sleep(seconds * self.second)
+
+    def limiter(self) -> AsyncLimiter | None:
+        """Return the hard ceiling for this event loop, which learning cannot lift."""
+        rate = self._pace.ceiling
+        if rate == math.inf:
             return None
         loop = asyncio.get_running_loop()
         known = self._limiters.get(loop)
-        if known is None or known[0] != self.rate:
+        if known is None or known[0] != rate:
             # One token per interval, not a full bucket: AsyncLimiter(10, 1) lets 19
             # requests through in its first second, AsyncLimiter(1, 0.1) lets 10. Timers
             # are good to about a millisecond, so fast rates get two of these at once.
-            burst = max(1.0, self.rate * 0.002)
-            known = self.rate, AsyncLimiter(burst, burst / self.rate)
+            burst = max(1.0, rate * 0.002)
+            known = rate, AsyncLimiter(burst, self.second * burst / rate)
             self._limiters[loop] = known
         return known[1]
 
-    def answered(self) -> None:
-        """Note an answer that was not a rejection."""
-        self._backoff = FIRST_PAUSE
+    # What came back
 
-    def rejected(self, sent_at: float, retry_after: float | None) -> float:
-        """Note a 429 or 503 to a request sent at *sent_at*; pause the host.
+    def answered(self, turn: Turn, sent_at: float, took: float) -> None:
+        """Note an answer that was no rejection; *took* is the time to its head."""
+        with self._guard:
+            now = self.now()
+            self._answers += 1
+            self._breaker.answered(now)
+            self._pace.accepted(now, sent_at, took, turn.crowd)
+
+    def rejected(
+        self, turn: Turn, sent_at: float, status: int, retry_after: float | None
+    ) -> tuple[float, str, bool]:
+        """Note a 429 or 503.
 
         Returns
         -------
-        float
-            Seconds that the host is paused for from now.
+        tuple of float, str and bool
+            Seconds of pause from now, their cause, and whether the host is full (a lone
+            503 among answers does not say so).
         """
-        now = self._clock()
-        self._rejections += 1
-        if sent_at > self._last_rejection:  # not one of a volley that left together
-            wait = self._backoff * self._rng.uniform(0.75, 1.25)
-            self._backoff = min(LONGEST_PAUSE, 2 * self._backoff)
-            self._last_rejection = now
-        else:
-            wait = 0.0
-        wait = wait if retry_after is None else retry_after
-        until = max(self.paused_until, now + wait)
-        self._pauses += max(0.0, until - max(self.paused_until, now))
-        self.paused_until = until
-        return max(0.0, until - now)
+        with self._guard:
+            now = self.now()
+            self._rejections += 1
+            if status == 429:
+                self._breaker.answered(now)
+            cause = str(status) + (" with Retry-After" if retry_after else "")
+            before = max(now, self._pace.paused_until)
+            wait = self._pace.rejected(
+                now, sent_at, retry_after, turn.crowd, overload=status == 503
+            )
+            self._note_pause(before, cause)
+            full = status == 429 or retry_after is not None or self._pace.in_episode
+            return wait, cause, full
 
-    def now(self) -> float:
-        """Return the gate's time, for :meth:`rejected`."""
-        return self._clock()
+    def failed(self, turn: Turn, kind: Failure, error: str) -> bool:
+        """Note a failure of the host; return whether it excuses the question."""
+        with self._guard:
+            now = self.now()
+            self._breaker.failed(now, turn.question, kind, error)
+            if self._breaker.next_look(now) > IMPATIENT_WAIT:
+                for waiter in self._waiting:
+                    if waiter.impatient and not waiter.gone:
+                        waiter.gone = True
+                        waiter.wake(granted=False)
+            return self._breaker.excuses(now, kind)
 
-    def statistics(self) -> dict[str, float]:
-        """Return what the gate knows: slots, rate (0 is no ceiling), pauses in s."""
-        return {
-            "concurrency": self.concurrency,
-            "in_flight": self._in_flight,
-            "waiting": sum(not waiter.gone for waiter in self._waiting),
-            "rate": self.rate or 0.0,
-            "rejected": self._rejections,
-            "paused_seconds": round(self._pauses, 3),
-        }
+    def pause(self, seconds: float, cause: str) -> None:
+        """Let nobody leave for so long."""
+        with self._guard:
+            now = self.now()
+            before = max(now, self._pace.paused_until)
+            self._pace.paused_until = max(before, now + seconds)
+            self._note_pause(before, cause)
+
+    def pause_left(self) -> float:
+        """Return for how many seconds the host is still paused."""
+        return max(0.0, self._pace.paused_until - self.now())
+
+    def _note_pause(self, before: float, cause: str) -> None:
+        longer = self._pace.paused_until - before
+        if longer > 0:
+            self._pauses[cause] = self._pauses.get(cause, 0.0) + longer
+            self._cause = cause
+
+    def retry(self) -> float:
+        """Take one retry from the host's budget; return seconds until it may leave."""
+        with self._guard:
+            return self._budget.retry(self.now())
 
 
 _gates: dict[str, Gate] = {}
@@ -252,6 +520,8 @@ def gate_for(host: str, default: Limits, asked: Limits) -> Gate:
     demands, and holds from then on for all clients of the host.
     """
     with _gates_guard:
-        gate = _gates.setdefault(host, Gate(host, default))
+        gate = _gates.get(host)
+        if gate is None:
+            gate = _gates[host] = Gate(host, default)
         gate.set_limits(asked)
         return gate

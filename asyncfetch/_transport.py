@@ -15,12 +15,12 @@ import ipaddress
 import ssl
 import time
 import urllib.request
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO
+from typing import IO, Protocol
 
 import aiohttp
 import anyio
@@ -62,12 +62,25 @@ ERRORS: tuple[tuple[type[BaseException], type[AsyncfetchError], str], ...] = (
     (OSError, TransportError, "the connection broke"),
 )
 
+# Of these meanings, those that are the host's fault and never the question's.
+UNREACHABLE = frozenset({"no connection", "unknown host"})
+
+
+class Hops(Protocol):
+    """Sees every request that leaves for one exchange: redirects and resends too."""
+
+    async def leave(self, method: str, url: str) -> None:
+        """Wait until it may leave."""
+
+    def arrive(self, status: int, headers: Mapping[str, str]) -> None:
+        """See the head of its answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Sending:
     """What the middleware of a session must know of the request that it sees."""
 
-    on_wire: Callable[[str, str], Awaitable[None]]
+    hops: Hops
     credentials: Credentials | None
 
 
@@ -119,7 +132,7 @@ class Transport:
         credentials: Credentials | None = None,
         body: str | None,
         spool_dir: Path | None,
-        on_wire: Callable[[str, str], Awaitable[None]],
+        hops: Hops,
         deadline: float,
     ) -> Response:
         """Return the response to one request, its body received to the last byte.
@@ -130,8 +143,8 @@ class Transport:
         none to elsewhere. Only a request without a body follows redirects: what is
         posted goes where it was meant to go.
 
-        *on_wire* is awaited with method and URL before every request that leaves for
-        it: the request itself, its redirects, and a resend on a fresh connection.
+        *hops* sees every request that leaves for it: itself, its redirects, and a
+        resend on a fresh connection.
 
         Raises
         ------
@@ -140,7 +153,7 @@ class Transport:
         """
         session = self._opened() or await self._open()
         target = URL(url, encoded=True)
-        _sending.set(_Sending(on_wire, credentials))
+        _sending.set(_Sending(hops, credentials))
         received: Body | None = None
         try:
             async with session.request(
@@ -261,8 +274,10 @@ class Transport:
             if sending.credentials.query:
                 query = sending.credentials.added_to(url.raw_query_string)
                 request.url = URL(f"{url.with_query(None)}?{query}", encoded=True)
-        await sending.on_wire(request.method, str(request.url))
-        return await handler(request)
+        await sending.hops.leave(request.method, str(request.url))
+        response = await handler(request)
+        sending.hops.arrive(response.status, response.headers)
+        return response
 
     async def _receive(
         self, answer: aiohttp.ClientResponse, spool_dir: Path | None
@@ -466,9 +481,11 @@ def _translated(
     for source, kind, meaning in ERRORS:
         if isinstance(error, source):
             said = f"{meaning}: {method} {url}: {str(error) or 'timed out'}"
-            if hint is None:
-                return kind(said)
-            return kind(f"{said}; {hint}", is_final=True)
+            if hint is not None:
+                return kind(f"{said}; {hint}", is_final=True)
+            return kind(
+                said, **({"is_unreachable": True} if meaning in UNREACHABLE else {})
+            )
     raise error
 
 
