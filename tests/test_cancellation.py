@@ -43,12 +43,16 @@ class Steps:
     def counted(self):
         loop = asyncio.get_running_loop()
         before = loop.get_task_factory()
-        make = before or (
-            lambda loop, coro, **more: asyncio.Task(coro, loop=loop, **more)
-        )
-        loop.set_task_factory(
-            lambda loop, coro, **more: make(loop, self._whole(coro), **more)
-        )
+
+        def make(coro, **more):
+            return asyncio.Task(self._whole(coro), **more)
+
+        if before is None:
+            loop.set_task_factory(
+                lambda loop, coro, **more: make(coro, loop=loop, **more)
+            )
+        else:  # anyio knows eager factories by how they are made
+            loop.set_task_factory(asyncio.create_eager_task_factory(make))
         try:
             yield
         finally:
