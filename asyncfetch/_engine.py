@@ -284,7 +284,7 @@ class Run:
         self._observe = observe
         self._spool_dir = spool_dir
         self._guard = guard or anyio.Lock()
-        self._follow_ups: deque[PlannedItem] = deque()
+        self._found: list[PlannedItem] = []
         self._outstanding = 0
         self._settled = anyio.Event()
         self._reached = False  # whether the server has answered anything yet
@@ -305,7 +305,7 @@ class Run:
     def settle(self, found: list[PlannedItem]) -> None:
         """Say that a result has been dealt with; *found* joins the queue."""
         self._outstanding -= 1
-        self._follow_ups.extend(found)
+        self._found.extend(reversed(found))  # taken from the end
         self._settled.set()
 
     def drain(self) -> None:
@@ -351,8 +351,7 @@ class Run:
             await self._feed_pending()
             await self._feed_enumeration()
             while not self.draining:
-                while self._follow_ups and not self.draining:
-                    await self._feed_items([self._follow_ups.popleft()])
+                await self._feed_found()
                 if not self._outstanding:
                     return
                 self._settled = anyio.Event()
@@ -387,10 +386,20 @@ class Run:
 
     async def _feed_items(self, items: list[PlannedItem]) -> None:
         for item in items:
+            await self._feed_found()
             if self.draining:
                 return
-            self._outstanding += 1
-            await _send(self._give, item)
+            await self._feed_one(item)
+
+    async def _feed_found(self) -> None:
+        # Before the next item of the plan, and depth first: what waits here is then
+        # bounded by what is in flight, however many items lead to others.
+        while self._found and not self.draining:
+            await self._feed_one(self._found.pop())
+
+    async def _feed_one(self, item: PlannedItem) -> None:
+        self._outstanding += 1
+        await _send(self._give, item)
 
     async def _work(self, todo: MemoryObjectReceiveStream[PlannedItem]) -> None:
         async with todo:
@@ -445,7 +454,7 @@ class Run:
             ordinal=planned.ordinal,
             key=item.key,
             url=response.url,
-            outcome=Outcome.OK,
+            outcome=Outcome.SPLIT if value.is_split else Outcome.OK,
             batches=value.batches,
             records=value.records,
             follow_up=value.follow_up,
