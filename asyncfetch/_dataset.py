@@ -436,9 +436,12 @@ class Writer:
             keys = batch.column(self._row_key)
             if pa.types.is_dictionary(keys.type):
                 keys = keys.dictionary_decode()
-            fresh = np.ones(len(keys), dtype=np.bool_)  # a row without a key stays
-            has_key = keys.is_valid().to_numpy(zero_copy_only=False)
-            fresh[has_key] = self._taken.add(hashes(keys.drop_null()))
+            if not keys.null_count:
+                fresh = self._taken.add(hashes(keys))
+            else:  # a row without a key stays
+                fresh = np.ones(len(keys), dtype=np.bool_)
+                has_key = keys.is_valid().to_numpy(zero_copy_only=False)
+                fresh[has_key] = self._taken.add(hashes(keys.drop_null()))
             kept = batch if fresh.all() else batch.filter(pa.array(fresh))
             dropped += batch.num_rows - kept.num_rows
             if kept.num_rows:
