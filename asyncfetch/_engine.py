@@ -72,6 +72,11 @@ logger = logging.getLogger("asyncfetch")
 # Workers beyond the host's slots decode and wait for the consumer while others are on
 # the wire, so that a slot is never idle for that. Each may hold one decoded item.
 SPARE_WORKERS = 8
+# For each of the host's slots, so many more go on while others wait for their next
+# attempt: when 2 % of the requests fail, most of a worker's time are those waits, of
+# half a second and more, and the slots would stand idle. Not more than that, so that a
+# host in trouble is not asked by ever more of them.
+RESTING_WORKERS = 2
 # Items in a row that could not reach the host at all before the run ends: more than a
 # passing hiccup, and the rest of the plan is not burnt against a dead server.
 UNREACHABLE = 20
@@ -294,7 +299,10 @@ class Run:
         self._scope = anyio.CancelScope()
         self.draining = False
         # One item ahead for each worker keeps them busy; results queue no further.
-        self.workers = plan.exchange.gate.concurrency + SPARE_WORKERS
+        slots = plan.exchange.gate.concurrency
+        self.workers = slots + SPARE_WORKERS + RESTING_WORKERS * slots
+        # Who holds one may ask, decode and hold a result.
+        self._hands = anyio.Semaphore(slots + SPARE_WORKERS, fast_acquire=True)
         self._give, self._take = anyio.create_memory_object_stream[PlannedItem](
             self.workers
         )
@@ -404,7 +412,9 @@ class Run:
     async def _work(self, todo: MemoryObjectReceiveStream[PlannedItem]) -> None:
         async with todo:
             async for planned in _received(todo):
-                if not self.draining:
+                async with self._hands:
+                    if self.draining:
+                        continue
                     result = await self._perform(planned)
                     self._observe(
                         ItemEnded(
@@ -415,6 +425,13 @@ class Run:
                         )
                     )
                     await _send(self._report, result)
+
+    async def _rest(self, seconds: float) -> None:
+        """Let another worker go on while this one waits for its next attempt."""
+        self._hands.release()
+        await anyio.sleep(seconds)
+        # A cancellation here leaves one hand too many, and nobody to use it.
+        await self._hands.acquire()
 
     async def _perform(self, planned: PlannedItem) -> ItemResult:
         item = planned.item
@@ -429,6 +446,7 @@ class Run:
                 interactive=self._interactive or not self._reached,
                 spool_dir=self._spool_dir,
                 observe=self._observe,
+                sleep=self._rest,
             )
         except AsyncfetchError as error:
             self._note_failure(error)

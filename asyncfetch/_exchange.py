@@ -13,7 +13,7 @@ import email.utils
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -162,11 +162,13 @@ class Exchange:
         interactive: bool = False,
         spool_dir: Path | None = None,
         observe: Observer = ignore,
+        sleep: Callable[[float], Awaitable[object]] = anyio.sleep,
     ) -> Answer[T]:
         """Return what *consume* makes of the proved content of the answer.
 
         *consume* is called with slices of the inflated body, in the event loop for a
         small one and otherwise in a thread; it may be called again after a failure.
+        *sleep* is awaited between two attempts, with the seconds to wait.
 
         Raises
         ------
@@ -222,7 +224,7 @@ class Exchange:
                     url=self._url(request), attempt=attempt, delay=delay, error=failed
                 )
             )
-            await anyio.sleep(delay)
+            await sleep(delay)
 
     async def _send(
         self,
