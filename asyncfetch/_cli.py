@@ -233,13 +233,15 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _in_loop(work: Callable[[], Any]) -> Any:
-    """Run an async function in an event loop of its own."""
+    """Run an async function in an event loop of its own, the fastest there is."""
     import gc  # noqa: PLC0415
+    from importlib.util import find_spec  # noqa: PLC0415
 
     import anyio  # noqa: PLC0415
 
     gc.freeze()  # what is imported by now stays: not to be looked through again
-    return anyio.run(work)
+    has_uvloop = find_spec("uvloop") is not None
+    return anyio.run(work, backend_options={"use_uvloop": has_uvloop})
 
 
 # --- looking --------------------------------------------------------------------------
