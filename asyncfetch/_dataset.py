@@ -792,7 +792,12 @@ class View:
     @property
     def items(self) -> pa.Table:
         """What became of each item; one that was tried in two runs has two rows."""
-        return self._ledger.items().to_table()
+        return self.items_unread.to_table()
+
+    @property
+    def items_unread(self) -> pads.Dataset:
+        """The same, to be read in parts: a million items take 400 MB at once."""
+        return self._ledger.items()
 
     @property
     def rows(self) -> pads.Dataset:
