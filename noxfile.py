@@ -1,9 +1,9 @@
-"""What must pass: ``nox`` runs lint, typing and all tests."""
+"""What must pass: ``nox`` runs lint, typing, all tests and some kills."""
 
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "typing", "tests"]
+nox.options.sessions = ["lint", "typing", "tests", "crash"]
 nox.options.error_on_external_run = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -31,6 +31,23 @@ def tests(session: nox.Session) -> None:
     """All tests, against the installed package."""
     session.install(".", *GROUPS["test"])
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def crash(session: nox.Session) -> None:
+    """Kills at random instants: a few minutes; ``-- --kills 300 --seed N`` the rest."""
+    session.install(".", *GROUPS["test"])
+    session.run("python", "-m", "tests._kills", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """A million small items: memory, open files, going on; ``-- --items N`` for less.
+
+    With ``--kills N`` it is killed N times, and says what going on costs.
+    """
+    session.install(".", *GROUPS["test"])
+    session.run("python", "-m", "tests._soak", *session.posargs)
 
 
 @nox.session

@@ -22,6 +22,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,7 +89,7 @@ class _Things:
         )
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self, _item: Item, chunks: Iterator[bytes], *, as_records: bool
     ) -> Decoded:
         body = document(chunks)
         halves = body.get("halves", ())
@@ -145,6 +146,7 @@ class ThingsService:
     """The server's side."""
 
     prefix = "/things"
+    answers_at_once = True
     environment: ClassVar = {"ASYNCFETCH_THINGS_URL": "/things"}
 
     def answer(self, call: Call) -> Answer:
@@ -225,7 +227,8 @@ def _tell_tasks(_signal: int, _frame: object) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["archive"]:
-        anyio.run(_archive, _options(sys.argv[2:]))
+        uvloop = {"use_uvloop": find_spec("uvloop") is not None}
+        anyio.run(_archive, _options(sys.argv[2:]), backend_options=uvloop)
         return
     services.SERVICES["things"] = (Things.__module__, Things.__name__)
     if "THINGS_TASKS" in os.environ:
