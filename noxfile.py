@@ -1,9 +1,9 @@
-"""What must pass: ``nox`` runs lint, typing, all tests, and a minute of faults."""
+"""What must pass: ``nox`` runs lint, typing, all tests, faults and some kills."""
 
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "typing", "tests", "faults"]
+nox.options.sessions = ["lint", "typing", "tests", "faults", "crash"]
 nox.options.error_on_external_run = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -39,6 +39,23 @@ def faults(session: nox.Session) -> None:
     session.install(".", *GROUPS["test"])
     files = ["tests/test_faults.py", "tests/test_cancellation.py"]
     session.run("pytest", *files, *(session.posargs or ["--rounds", "2"]))
+
+
+@nox.session
+def crash(session: nox.Session) -> None:
+    """Kills at random instants: a few minutes; ``-- --kills 300 --seed N`` the rest."""
+    session.install(".", *GROUPS["test"])
+    session.run("python", "-m", "tests._kills", *session.posargs)
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """A million small items: memory, open files, going on; ``-- --items N`` for less.
+
+    With ``--kills N`` it is killed N times, and says what going on costs.
+    """
+    session.install(".", *GROUPS["test"])
+    session.run("python", "-m", "tests._soak", *session.posargs)
 
 
 @nox.session

@@ -234,13 +234,15 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _in_loop(work: Callable[[], Any]) -> Any:
-    """Run an async function in an event loop of its own."""
+    """Run an async function in an event loop of its own, the fastest there is."""
     import gc  # noqa: PLC0415
+    from importlib.util import find_spec  # noqa: PLC0415
 
     import anyio  # noqa: PLC0415
 
     gc.freeze()  # what is imported by now stays: not to be looked through again
-    return anyio.run(work)
+    has_uvloop = find_spec("uvloop") is not None
+    return anyio.run(work, backend_options={"use_uvloop": has_uvloop})
 
 
 # --- looking --------------------------------------------------------------------------
@@ -527,30 +529,35 @@ def _held_plan(dest: str, base_url: str | None, **options: Any) -> tuple[Client,
 
 def _selected(dest: str, words: list[str] | None) -> frozenset[int]:
     """Ordinals of the failed or missing items that the words select."""
+    import pyarrow.dataset as pads  # noqa: PLC0415
+
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
 
-    items = open_dataset(dest).items
+    items = open_dataset(dest).items_unread
     wanted: dict[str, set[str]] = {}
     for word in words or ["outcome=failed"]:
         name, sign, text = word.partition("=")
-        if not sign or name not in items.column_names:
+        if not sign or name not in items.schema.names:
             raise ConfigurationError(
                 f"expected NAME=VALUE with a column of the items, got {word!r}; "
-                f"columns: {', '.join(items.column_names)}"
+                f"columns: {', '.join(items.schema.names)}"
             )
         wanted.setdefault(name, set()).update(text.split(","))
-    rows = items.select(["ordinal", "outcome", *wanted]).to_pylist()
-    chosen = [
-        row
-        for row in rows
-        if all(_matches(row[name], texts) for name, texts in wanted.items())
-    ]
-    if any(row["outcome"] not in {"failed", "missing"} for row in chosen):
-        raise ConfigurationError(
-            "the words select items that are there already; add outcome=failed "
-            "or outcome=missing"
-        )
-    return frozenset(row["ordinal"] for row in chosen)
+    outcomes = wanted.pop("outcome", None)
+    chosen: set[int] = set()
+    for batch in items.to_batches(
+        columns=list({"ordinal": 0, "outcome": 0, **dict.fromkeys(wanted)}),
+        filter=outcomes and pads.field("outcome").isin(sorted(outcomes)),
+    ):
+        for row in batch.to_pylist():
+            if all(_matches(row[name], texts) for name, texts in wanted.items()):
+                if row["outcome"] not in {"failed", "missing"}:
+                    raise ConfigurationError(
+                        "the words select items that are there already; add "
+                        "outcome=failed or outcome=missing"
+                    )
+                chosen.add(row["ordinal"])
+    return frozenset(chosen)
 
 
 def _matches(value: Any, texts: set[str]) -> bool:

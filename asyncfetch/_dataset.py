@@ -436,9 +436,12 @@ class Writer:
             keys = batch.column(self._row_key)
             if pa.types.is_dictionary(keys.type):
                 keys = keys.dictionary_decode()
-            fresh = np.ones(len(keys), dtype=np.bool_)  # a row without a key stays
-            has_key = keys.is_valid().to_numpy(zero_copy_only=False)
-            fresh[has_key] = self._taken.add(hashes(keys.drop_null()))
+            if not keys.null_count:
+                fresh = self._taken.add(hashes(keys))
+            else:  # a row without a key stays
+                fresh = np.ones(len(keys), dtype=np.bool_)
+                has_key = keys.is_valid().to_numpy(zero_copy_only=False)
+                fresh[has_key] = self._taken.add(hashes(keys.drop_null()))
             kept = batch if fresh.all() else batch.filter(pa.array(fresh))
             dropped += batch.num_rows - kept.num_rows
             if kept.num_rows:
@@ -791,7 +794,12 @@ class View:
     @property
     def items(self) -> pa.Table:
         """What became of each item; one that was tried in two runs has two rows."""
-        return self._ledger.items().to_table()
+        return self.items_unread.to_table()
+
+    @property
+    def items_unread(self) -> pads.Dataset:
+        """The same, to be read in parts: a million items take 400 MB at once."""
+        return self._ledger.items()
 
     @property
     def rows(self) -> pads.Dataset:

@@ -81,6 +81,11 @@ logger = logging.getLogger("asyncfetch")
 # Workers beyond the host's slots decode and wait for the consumer while others are on
 # the wire, so that a slot is never idle for that. Each may hold one decoded item.
 SPARE_WORKERS = 8
+# For each of the host's slots, so many more go on while others wait for their next
+# attempt: when 2 % of the requests fail, most of a worker's time are those waits, of
+# half a second and more, and the slots would stand idle. Not more than that, so that a
+# host in trouble is not asked by ever more of them.
+RESTING_WORKERS = 2
 # Items in a row that could not reach the host at all before the run ends: more than a
 # passing hiccup, and the rest of the plan is not burnt against a dead server.
 UNREACHABLE = 20
@@ -293,7 +298,7 @@ class Run:
         self._observe = observe
         self._spool_dir = spool_dir
         self._guard = guard or anyio.Lock()
-        self._follow_ups: deque[PlannedItem] = deque()
+        self._found: list[PlannedItem] = []
         self._outstanding = 0
         self._settled = anyio.Event()
         self._reached = False  # whether the server has answered anything yet
@@ -303,7 +308,10 @@ class Run:
         self._scope = anyio.CancelScope()
         self.draining = False
         # One item ahead for each worker keeps them busy; results queue no further.
-        self.workers = plan.exchange.gate.concurrency + SPARE_WORKERS
+        slots = plan.exchange.gate.concurrency
+        self.workers = slots + SPARE_WORKERS + RESTING_WORKERS * slots
+        # Who holds one may ask, decode and hold a result.
+        self._hands = anyio.Semaphore(slots + SPARE_WORKERS, fast_acquire=True)
         self._give, self._take = anyio.create_memory_object_stream[PlannedItem](
             self.workers
         )
@@ -314,7 +322,7 @@ class Run:
     def settle(self, found: list[PlannedItem]) -> None:
         """Say that a result has been dealt with; *found* joins the queue."""
         self._outstanding -= 1
-        self._follow_ups.extend(found)
+        self._found.extend(reversed(found))  # taken from the end
         self._settled.set()
 
     def drain(self) -> None:
@@ -365,8 +373,7 @@ class Run:
             await self._feed_pending()
             await self._feed_enumeration()
             while not self.draining:
-                while self._follow_ups and not self.draining:
-                    await self._feed_items([self._follow_ups.popleft()])
+                await self._feed_found()
                 if not self._outstanding:
                     return
                 self._settled = anyio.Event()
@@ -401,15 +408,27 @@ class Run:
 
     async def _feed_items(self, items: list[PlannedItem]) -> None:
         for item in items:
+            await self._feed_found()
             if self.draining:
                 return
-            self._outstanding += 1
-            await _send(self._give, item)
+            await self._feed_one(item)
+
+    async def _feed_found(self) -> None:
+        # Before the next item of the plan, and depth first: what waits here is then
+        # bounded by what is in flight, however many items lead to others.
+        while self._found and not self.draining:
+            await self._feed_one(self._found.pop())
+
+    async def _feed_one(self, item: PlannedItem) -> None:
+        self._outstanding += 1
+        await _send(self._give, item)
 
     async def _work(self, todo: MemoryObjectReceiveStream[PlannedItem]) -> None:
         async with todo:
             async for planned in _received(todo):
-                if not self.draining:
+                async with self._hands:
+                    if self.draining:
+                        continue
                     result = await self._perform(planned)
                     self._observe(
                         ItemEnded(
@@ -420,6 +439,13 @@ class Run:
                         )
                     )
                     await _send(self._report, result)
+
+    async def _rest(self, seconds: float) -> None:
+        """Let another worker go on while this one waits for its next attempt."""
+        self._hands.release()
+        await self._plan.exchange.gate.sleep(seconds)
+        # A cancellation here leaves one hand too many, and nobody to use it.
+        await self._hands.acquire()
 
     async def _perform(self, planned: PlannedItem) -> ItemResult:
         item = planned.item
@@ -435,6 +461,7 @@ class Run:
                 impatient=self._interactive or not self._reached,
                 spool_dir=self._spool_dir,
                 observe=self._observe,
+                sleep=self._rest,
             )
         except AsyncfetchError as error:
             self._note_failure(error)
@@ -460,7 +487,7 @@ class Run:
             ordinal=planned.ordinal,
             key=item.key,
             url=response.url,
-            outcome=Outcome.OK,
+            outcome=Outcome.SPLIT if value.is_split else Outcome.OK,
             batches=value.batches,
             records=value.records,
             follow_up=value.follow_up,

@@ -13,7 +13,7 @@ import email.utils
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -181,13 +181,15 @@ class Exchange:
         impatient: bool | None = None,
         spool_dir: Path | None = None,
         observe: Observer = ignore,
+        sleep: Callable[[float], Awaitable[object]] | None = None,
     ) -> Answer[T]:
         """Return what *consume* makes of the proved content of the answer.
 
         *consume* is called with slices of the inflated body, in the event loop for a
         small one and otherwise in a thread; it may be called again after a failure. An
         *interactive* question passes the gate before others; an *impatient* one is
-        given up soon when the host is down (the same, unless said).
+        given up soon when the host is down (the same, unless said). *sleep* is awaited
+        between two attempts, with the seconds to wait (of the gate, unless said).
 
         Raises
         ------
@@ -265,7 +267,7 @@ class Exchange:
                 )
             )
             if not asking.is_rejected:
-                await self.gate.sleep(delay)
+                await (sleep or self.gate.sleep)(delay)
 
     async def _send(self, request: Request, asking: _Asking) -> Response:
         """One attempt; a second one when other credentials may help."""

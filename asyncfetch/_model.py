@@ -131,6 +131,9 @@ class Decoded:
     """The rows as the service sent them, when those were asked for instead."""
     follow_up: tuple[Item, ...] = ()
     """Items that were found in this response."""
+    is_split: bool = False
+    """Whether the answer was cut short: then it has no rows, and the items that were
+    found stand for it."""
     diagnostics: tuple[str, ...] = ()
     """Sorted distinct codes of what was odd in the bytes."""
     detail: Mapping[str, Any] = field(default_factory=dict)

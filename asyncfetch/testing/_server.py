@@ -34,6 +34,8 @@ from asyncfetch.testing._truth import Truth
 
 # Bounds the memory of a long simulation: about 8 000 traces, or 100 large bodies.
 _MAX_KEPT_BYTES = 256 * 2**20
+# Beside its body, a kept answer takes the call, its headers and places in tables.
+_KEEPING = 2048
 # One write: large enough for throughput, small enough to feel a slow reader.
 _PIECE = 256 * 2**10
 # Far above what any service takes: theirs are the limits that a client should meet.
@@ -229,6 +231,10 @@ class Archive:
                     body=body,
                     accepts_gzip=accepts_gzip,
                 )
+                # For a service of a test, which adds up what it says: a hop to a thread
+                # took more than half of the time.
+                if getattr(service, "answers_at_once", False):
+                    return service.answer(call)
                 answer = self._kept.get(call)
                 if answer is None:
                     answer = await anyio.to_thread.run_sync(
@@ -260,10 +266,10 @@ class _Kept:
         if call in self._answers:  # two requests for one target were under way
             return
         self._answers[call] = answer
-        self._free -= len(answer.body)
+        self._free -= len(answer.body) + _KEEPING
         while self._free < 0:
             _, dropped = self._answers.popitem(last=False)
-            self._free += len(dropped.body)
+            self._free += len(dropped.body) + _KEEPING
 
 
 class _Wire:
