@@ -34,7 +34,7 @@ from hypothesis.stateful import (
 
 from asyncfetch import _store
 from asyncfetch._dataset import GROUP_ROWS, View, Writer, open_dataset
-from asyncfetch._ledger import PART_ITEMS, KeySet, PlanRecord, schema_id
+from asyncfetch._ledger import PART_ITEMS, KeySet, PlanRecord, schema_id, seal
 from asyncfetch._model import Block, FailedItem, Outcome, PlannedItem
 from asyncfetch._store import STALE, LocalStore, Lock
 from asyncfetch._verify import verify
@@ -926,10 +926,14 @@ def copy_items(dest: Path) -> None:
         "first_row",
         pa.array([None] * rows, pa.int64()),
     )
-    metadata = {**(table.schema.metadata or {}), "asyncfetch.part": "null"}
+    no_part = pa.array([None] * rows, pa.string())
+    empty = empty.set_column(table.column_names.index("part"), "part", no_part)
     stem, _, number = items.stem.rpartition("-")
     path = items.with_name(f"{stem}-{int(number) + 90:05d}.items")
+    places = {"asyncfetch.name": path.name, "asyncfetch.seal": "0" * 8}
+    metadata = {"asyncfetch.part": "null", **places}
     pq.write_table(empty.replace_schema_metadata(metadata), path)
+    seal(path)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
