@@ -259,10 +259,9 @@ class _Compactor:
                             merged.write_rows(pa.concat_tables(waiting))
                             waiting, rows, size = [], 0, 0
                             self._beat()
-            if merged is not None:
-                merged.write_rows(
-                    pa.concat_tables(waiting or [merged.schema.empty_table()])
-                )
+            if merged is not None and (waiting or not merged.rows):
+                waiting = waiting or [merged.schema.empty_table()]
+                merged.write_rows(pa.concat_tables(waiting))
         except BaseException:
             if merged is not None:
                 merged.abandon()
@@ -286,7 +285,8 @@ class _Compactor:
                         merged.write(pa.concat_tables(waiting))
                         waiting = []
             rows_before += commit.rows
-        merged.write(pa.concat_tables(waiting or [ITEMS_SCHEMA.empty_table()]))
+        if waiting or not merged.rows:
+            merged.write(pa.concat_tables(waiting or [ITEMS_SCHEMA.empty_table()]))
         return merged
 
     def _beat(self) -> None:

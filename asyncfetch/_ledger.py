@@ -705,12 +705,12 @@ def remove_replaced(store: LocalStore, replaced: Collection[Commit]) -> None:
 
 def committed(commits: Collection[Commit], run: str) -> dict[str, int]:
     """What a run has committed, as its report says it, whatever it was merged into."""
-    own = [
-        one
+    own = {
+        one.name: one
         for commit in commits
         for one in (commit.as_replaced, *commit.replaces)
         if run_of(one.name) == run
-    ]
+    }.values()
     return {
         "items": sum(one.items for one in own),
         "rows": sum(one.rows for one in own),

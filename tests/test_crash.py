@@ -25,10 +25,10 @@ from . import _datasets as made_up
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 
 
-def die_at(point: str, dest: Path) -> None:
-    """Fetch in a process of its own until it dies at *point*."""
+def die_at(point: str, dest: Path, *work: str) -> None:
+    """Fetch, or do other *work*, in a process of its own until it dies at *point*."""
     ended = subprocess.run(
-        [sys.executable, made_up.__file__, str(dest)],
+        [sys.executable, made_up.__file__, str(dest), *work],
         env={
             **os.environ,
             "ASYNCFETCH_CRASH": point,
