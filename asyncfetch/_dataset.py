@@ -54,6 +54,7 @@ from asyncfetch._ledger import (
     opened,
     schema_id,
     seal,
+    sealed_json,
     stored_plan,
     unwritable,
 )
@@ -640,9 +641,9 @@ def leave_report(staging: Staging, report: Mapping[str, Any], ledger: Ledger) ->
         "committed": committed(ledger.commits, run),
         "plan_blocks": ledger.next_block,
     }
-    text = json.dumps({**report, **proof}, indent=2)
+    text = sealed_json({**report, **proof})
     with staging.fenced():
-        staging.path("run.json").write_text(text + "\n", encoding="utf-8")
+        staging.path("run.json").write_text(text, encoding="utf-8")
     staging.publish("run.json", f"{RUNS}/{run}.json", "run")
 
 

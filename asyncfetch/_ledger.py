@@ -19,7 +19,8 @@ it was made of, and those that they had replaced. So a commit is void from the i
 at which the merged one counts, whichever of the files are gone by then.
 
 Items and plan files are sealed: they hold their own name and a checksum of all their
-bytes, and an items file that of its part, so that no change of a byte goes unseen.
+bytes, and an items file that of its part, so that no change of a byte goes unseen. The
+plan's record and the reports hold a checksum, too.
 
 Ordinals are never used twice for different items while anything refers to them. A plan
 row of a follow-up counts only when the counted items row of its parent lists it; one
@@ -170,12 +171,12 @@ class PlanRecord:
     row_key: str | None = None
     """Column whose value is unique among the rows."""
     format: int = 1
-    """2: items and plan files are sealed, and ``row_key`` is told."""
+    """2: all files are sealed, and ``row_key`` is told."""
 
     def to_json(self) -> str:
         """Text for people and programs."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return json.dumps({**values, "filters": dict(self.filters)}, indent=2) + "\n"
+        return sealed_json({**values, "filters": dict(self.filters)})
 
     @classmethod
     def from_json(cls, text: str) -> PlanRecord:
@@ -724,6 +725,19 @@ SEAL = b"asyncfetch.seal"
 UNSEALED = b"00000000"
 
 
+def sealed_json(values: Mapping[str, Any]) -> str:
+    """Text of *values* that holds its own checksum, so that an edited one is told."""
+    crc = f"{zlib.crc32(json.dumps(values).encode()):08x}"
+    return json.dumps({**values, "seal": crc}, indent=2) + "\n"
+
+
+def is_as_sealed(text: str) -> bool:
+    """Whether *text* is what :func:`sealed_json` gave."""
+    values = json.loads(text)
+    values.pop("seal", None)
+    return sealed_json(values) == text
+
+
 def crc32_of(path: Path) -> int:
     """Checksum of a file's bytes."""
     crc = 0
@@ -835,10 +849,10 @@ def stored_plan(store: LocalStore) -> PlanRecord | None:
     DatasetError
         The file is there and cannot be understood.
     """
-    text = store.read_text(PLAN_FILE)
-    if text is None:
-        return None
     try:
+        text = store.read_text(PLAN_FILE)
+        if text is None:
+            return None
         return PlanRecord.from_json(text)
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(

@@ -14,7 +14,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from asyncfetch._ledger import (
     crc32_of,
     destination,
     hashes,
+    is_as_sealed,
     is_part,
     items_names,
     no_dataset,
@@ -102,7 +103,7 @@ def verify(
         cannot be written.
     """
     store = LocalStore(destination(dest))
-    if store.read_text(PLAN_FILE) is None and not store.names(PLAN):
+    if not store.path(PLAN_FILE).exists() and not store.names(PLAN):
         raise no_dataset(store.root)
     run = secrets.token_hex(8)
     staging = Staging(store, run)
@@ -277,15 +278,19 @@ class _Audit:
                 self._tell("plan-record", PLAN_FILE, f"{trouble}; put it back")
             return told
         if told is not None:
-            # A limit is a wish of each run, and a new version may add columns.
-            frozen = replace(frozen, limit=told.limit, schema_id=told.schema_id)
-            there, here = json.loads(frozen.to_json()), json.loads(told.to_json())
+            text = self._store.read_text(PLAN_FILE) or ""
+            if is_as_sealed(text):
+                # A limit is a wish of each run, and a new version may add columns.
+                frozen = replace(frozen, limit=told.limit, schema_id=told.schema_id)
             changed = [
-                f"{name} {there[name]!r}, got {here[name]!r}"
-                for name in there
-                if there[name] != here[name]
+                f"{one.name} {there!r}, got {here!r}"
+                for one in fields(PlanRecord)
+                if (there := getattr(frozen, one.name))
+                != (here := getattr(told, one.name))
             ]
-            trouble = f"expected {'; '.join(changed)}: edited" if changed else None
+            if changed or not is_as_sealed(text):
+                expected = "; ".join(changed) or "what asyncfetch wrote"
+                trouble = f"expected {expected}: it was edited"
         if trouble is not None:
             self.mended = frozen
             self._tell("plan-record", PLAN_FILE, trouble)
@@ -575,8 +580,11 @@ class _Audit:
             where = f"{RUNS}/{name}"
             expected = committed(self._claims, name.removesuffix(".json"))
             try:
-                report = json.loads(self._store.read_text(where) or "")
+                text = self._store.read_text(where) or ""
+                report = json.loads(text)
                 got, blocks = report["committed"], int(report.get("plan_blocks", 0))
+                if self._sealed and not is_as_sealed(text):
+                    got = "a text that was edited"
             except (ValueError, KeyError, TypeError, AttributeError):
                 got, blocks = None, 0
             if got != expected:
