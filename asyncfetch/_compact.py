@@ -41,6 +41,7 @@ from asyncfetch._ledger import (
     PART_ITEMS,
     Commit,
     Ledger,
+    cut_short,
     destination,
     no_dataset,
     opened,
@@ -113,6 +114,8 @@ def compact(
         ledger = Ledger(store, record.limit)
         ledger.tidy()
         return _Compactor(store, staging, lock, ledger).run()
+    except OSError as error:
+        raise cut_short(store.root, error) from error
     finally:
         let_go(staging, lock)
 

@@ -34,7 +34,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from asyncfetch._dataset import Writer
 from asyncfetch._decode import as_schema, document, without_taken_keys
 from asyncfetch._exchange import Exchange, ignore
-from asyncfetch._ledger import PlanRecord, schema_id
+from asyncfetch._ledger import PlanRecord, cut_short, destination, schema_id
 from asyncfetch._model import (
     Ask,
     Block,
@@ -748,6 +748,10 @@ async def download(
             raise
         with anyio.CancelScope(shield=True):
             report = await anyio.to_thread.run_sync(download_.finish)
+    except OSError as error:
+        if isinstance(error, AsyncfetchError):
+            raise
+        raise cut_short(destination(dest), error) from error
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(writer.close)

@@ -35,6 +35,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -863,6 +864,15 @@ def stored_plan(store: LocalStore) -> PlanRecord | None:
 def unwritable(root: Path, error: OSError) -> DatasetError:
     return DatasetError(
         f"expected a directory that can be written, got {root}: {error.strerror}"
+    )
+
+
+def cut_short(root: Path, error: OSError) -> DatasetError:
+    """What the disk said, and what it means for the dataset."""
+    reason = str(error) if error.errno is None else os.strerror(error.errno)
+    return DatasetError(
+        f"expected to write to {root}, got {reason!r}: what was committed before "
+        "stands; mend that, and a resume goes on"
     )
 
 
