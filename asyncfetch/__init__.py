@@ -26,6 +26,7 @@ from asyncfetch.errors import (
 )
 
 if TYPE_CHECKING:
+    from asyncfetch._compact import Compaction, compact
     from asyncfetch._dataset import View, open_dataset
     from asyncfetch._engine import download
     from asyncfetch._model import Limits, Report
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncfetchError",
     "AuthenticationError",
+    "Compaction",
     "ConfigurationError",
     "DatasetError",
     "DecodeError",
@@ -50,17 +52,20 @@ __all__ = [
     "TransportError",
     "View",
     "__version__",
+    "compact",
     "download",
     "open_dataset",
 ]
 
 _LAZY = {
+    "Compaction": "asyncfetch._compact",
     "Limits": "asyncfetch._model",
     "NeuroMorpho": "asyncfetch.services.neuromorpho",
     "Neuroscout": "asyncfetch.services.neuroscout",
     "Report": "asyncfetch._model",
     "View": "asyncfetch._dataset",
     "__version__": "asyncfetch._version",
+    "compact": "asyncfetch._compact",
     "download": "asyncfetch._engine",
     "open_dataset": "asyncfetch._dataset",
 }

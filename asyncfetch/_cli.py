@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from asyncfetch._engine import Plan
     from asyncfetch._model import Event, Planned, Report
+    from asyncfetch._verify import Problem
     from asyncfetch.services._table import Client, Description, Filter
 
 OK, FAILED_ITEMS, USAGE, CANNOT_GO_ON, INTERRUPTED = 0, 1, 2, 3, 130
@@ -802,9 +803,13 @@ def verify(
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
     from asyncfetch._verify import verify as prove  # noqa: PLC0415
 
-    problems = prove(dest, repair=repair)
+    notes: list[Problem] = []
+    problems = prove(dest, repair=repair, note=notes.append)
     if as_json:
         print(json.dumps([asdict(one) for one in problems]))
+    for one in notes:
+        _note(f"note: {one.where}: {one.code}: {one.text}")
+    if as_json:
         return FAILED_ITEMS if problems else OK
     for one in problems:
         print(f"{one.where}: {one.code}: {one.text}")
@@ -819,6 +824,29 @@ def verify(
     else:
         _note(f"{len(problems)} problems; see asyncfetch verify --repair")
     return FAILED_ITEMS if problems else OK
+
+
+@app.command()
+def compact(
+    dest: Dest,
+    *,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+) -> None:
+    """Merge small parts."""
+    from asyncfetch._compact import compact as merge  # noqa: PLC0415
+
+    done = merge(dest)
+    if as_json:
+        print(json.dumps(asdict(done)))
+    elif not done.merged:
+        print(f"{dest}: nothing to merge: {done.rows:,} rows in {done.parts:,} parts")
+    else:
+        print(
+            f"{dest}: {done.rows:,} rows in {done.parts:,} parts, "
+            f"{done.bytes / 1e6:,.1f} MB; there were {done.parts_before:,} parts, "
+            f"{done.bytes_before / 1e6:,.1f} MB"
+        )
 
 
 # --- the embedded archive -------------------------------------------------------------

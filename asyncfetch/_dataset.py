@@ -18,7 +18,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +29,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from asyncfetch._ledger import (
+    FORMAT,
     GROUP_ITEMS,
     ITEMS,
     ITEMS_SCHEMA,
@@ -38,18 +39,22 @@ from asyncfetch._ledger import (
     PLAN_FILE,
     PLAN_SCHEMA,
     RUNS,
+    SEAL,
+    UNSEALED,
     Commit,
     KeySet,
     Ledger,
     PlanRecord,
     committed,
+    crc32_of,
     destination,
     hashes,
     is_part,
     no_dataset,
     opened,
-    run_of,
     schema_id,
+    seal,
+    sealed_json,
     stored_plan,
     unwritable,
 )
@@ -94,7 +99,7 @@ def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-class _StagedFile:
+class StagedFile:
     """A Parquet file that grows under ``tmp/<run>/``."""
 
     def __init__(
@@ -103,6 +108,9 @@ class _StagedFile:
         self.name = name
         self.schema = schema
         self.rows = 0
+        self.crc32: int | None = None
+        """Of all its bytes, once it is closed and was not sealed."""
+        self._staging = staging
         with staging.fenced():
             self._sink = pa.OSFile(str(staging.path(name)), mode="wb")
         self._writer = pq.ParquetWriter(
@@ -119,12 +127,34 @@ class _StagedFile:
         self._writer.write_table(table, row_group_size=group_rows)
         self.rows += table.num_rows
 
-    def close(self, metadata: Mapping[str, str]) -> int:
-        """Write the footer; the length of the file."""
+    def write_rows(self, table: pa.Table) -> None:
+        """Add rows of a part."""
+        table = table.combine_chunks()  # one piece to encode, not one for every item
+        # Equal groups rather than full ones and a stub.
+        groups = max(1, table.num_rows // GROUP_ROWS)
+        self.write(table, max(1, math.ceil(table.num_rows / groups)))
+
+    def close(self, metadata: Mapping[str, str], *, seal_as: str | None = None) -> int:
+        """Write the footer; the length of the file.
+
+        Parameters
+        ----------
+        seal_as
+            Final name of a file that is to hold its own checksum.
+        """
+        if seal_as is not None:
+            places = {"asyncfetch.name": seal_as, SEAL.decode(): UNSEALED.decode()}
+            metadata = {**metadata, **places}
         self._writer.add_key_value_metadata(dict(metadata))
         self._writer.close()
         length = self.bytes
         self._sink.close()
+        path = self._staging.path(self.name)
+        with self._staging.fenced():
+            if seal_as is None:
+                self.crc32 = crc32_of(path)
+            else:
+                seal(path)
         return length
 
     def abandon(self) -> None:
@@ -167,17 +197,13 @@ class Writer:
         self._closed = False
         self._keys = KeySet()
         self._ledger = Ledger(store, record.limit, self._keys)
-        for name in self._ledger.uncounted:
-            store.remove(f"{ITEMS}/{name}")
-            # Its run was killed and left no report, or a part was taken away since.
-            store.remove(f"{RUNS}/{run_of(name)}.json")
-            crash_point("takeover-dropped")
+        self._ledger.tidy()
         self._taken = KeySet() if row_key is None else self._row_keys(row_key)
         # The commit that is open, and what waits in memory to join it.
         self._commits = 0
-        self._part: _StagedFile | None = None
-        self._items: _StagedFile | None = None
-        self._follow: _StagedFile | None = None
+        self._part: StagedFile | None = None
+        self._items: StagedFile | None = None
+        self._follow: StagedFile | None = None
         self._batches: list[pa.RecordBatch] = []
         self._item_rows: list[tuple[Any, ...]] = []
         self._found: list[PlannedItem] = []
@@ -239,6 +265,8 @@ class Writer:
         try:
             staging.announce()
             agreed = _agreed(store, record, schema)  # nobody else changes it now
+            if agreed is record:  # the dataset begins
+                agreed = replace(record, row_key=row_key, format=FORMAT)
             writer = cls(
                 store,
                 staging,
@@ -252,7 +280,7 @@ class Writer:
             if store.read_text(PLAN_FILE) != agreed.to_json():
                 staging.replace(agreed.to_json(), PLAN_FILE, "plan")
         except BaseException:
-            _let_go(staging, lock)
+            let_go(staging, lock)
             raise
         return writer
 
@@ -343,10 +371,12 @@ class Writer:
             PlannedItem(ordinal=ordinal, item=block.items[place])
             for ordinal, place in enumerate(np.flatnonzero(fresh), first)
         ]
-        file = _StagedFile(self._staging, "block.plan", PLAN_SCHEMA)
+        file = StagedFile(self._staging, "block.plan", PLAN_SCHEMA)
         file.write(_table([_plan_row(one) for one in planned], PLAN_SCHEMA))
-        file.close({"asyncfetch.cursor": json.dumps(block.cursor)})
-        self._publish_plan(file, "block", first, first + len(planned) - 1)
+        metadata = {"asyncfetch.cursor": json.dumps(block.cursor)}
+        if not ledger.blocks:  # by which an edited plan.json can be told and mended
+            metadata["asyncfetch.plan"] = self.record.to_json()
+        self._publish_plan(file, metadata, "block", first, first + len(planned) - 1)
         ledger.cursor, ledger.complete = block.cursor, block.cursor is None
         room = 0
         if planned:
@@ -354,9 +384,15 @@ class Writer:
         return planned[:room]
 
     def _publish_plan(
-        self, file: _StagedFile, what: str, first: int, last: int
+        self,
+        file: StagedFile,
+        metadata: Mapping[str, str],
+        what: str,
+        first: int,
+        last: int,
     ) -> None:
         name = f"{self._ledger.next_block:05d}.plan"
+        file.close(metadata, seal_as=name)
         self._staging.publish(file.name, f"{PLAN}/{name}", what)
         self._ledger.add_block(name, first, last)
 
@@ -464,7 +500,7 @@ class Writer:
         if self._found:
             if self._follow is None:
                 self._open_found = self._found[0].ordinal
-                self._follow = _StagedFile(self._staging, "follow.plan", PLAN_SCHEMA)
+                self._follow = StagedFile(self._staging, "follow.plan", PLAN_SCHEMA)
             rows = [_plan_row(one) for one in self._found]
             self._follow.write(_table(rows, PLAN_SCHEMA))
         if self._item_rows:
@@ -481,17 +517,14 @@ class Writer:
         table = pa.Table.from_batches(
             [_conformed(batch, schema) for batch in self._batches], schema
         ).unify_dictionaries()
-        table = table.combine_chunks()  # one piece to encode, not one for every item
-        # Equal groups rather than full ones and a stub.
-        groups = max(1, table.num_rows // GROUP_ROWS)
-        self._part.write(table, math.ceil(table.num_rows / groups))
+        self._part.write_rows(table)
 
     def _flush_items(self) -> None:
         if self._items is None:
-            self._items = _StagedFile(self._staging, "part.items", ITEMS_SCHEMA)
+            self._items = StagedFile(self._staging, "part.items", ITEMS_SCHEMA)
         self._items.write(_table(self._item_rows, ITEMS_SCHEMA))
 
-    def _new_part(self, sent: pa.Schema) -> _StagedFile:
+    def _new_part(self, sent: pa.Schema) -> StagedFile:
         """Begin a part; columns that come dictionary-encoded are written like that."""
         schema = pa.schema(
             [
@@ -501,18 +534,7 @@ class Writer:
                 for field in self._schema
             ]
         )
-        repeating = list(_dictionary_columns(self._schema))
-        return _StagedFile(
-            self._staging,
-            "part.parquet",
-            schema,
-            # The Arrow schema would make readers see dictionaries where text is.
-            store_schema=False,
-            use_dictionary=repeating,
-            # A trace or a run is found by them; coordinates and onsets of a row group
-            # span everything, and their statistics take a tenth of the writing.
-            write_statistics=repeating,
-        )
+        return new_part(self._staging, schema, self._schema)
 
     def seal_due(self) -> float | None:
         """Seconds until what was added must be sealed; None when there is nothing."""
@@ -543,20 +565,21 @@ class Writer:
     def _commit(self) -> tuple[int, int]:
         part, items, follow = self._part, self._items, self._follow
         assert items is not None
-        counted = None
         commit = Commit(f"{self._stem}.items", items.rows, None, 0, 0)
         if follow is not None:
-            follow.close({})
             self._publish_plan(
-                follow, "follow", self._open_found, self._ledger.next_ordinal - 1
+                follow, {}, "follow", self._open_found, self._ledger.next_ordinal - 1
             )
         if part is not None:
             size = part.close(self._part_metadata())
             commit = replace(
-                commit, part=f"{self._stem}.parquet", rows=part.rows, size=size
+                commit,
+                part=f"{self._stem}.parquet",
+                rows=part.rows,
+                size=size,
+                crc32=part.crc32,
             )
-            counted = {"name": commit.part, "rows": part.rows, "bytes": size}
-        items.close({"asyncfetch.part": json.dumps(counted)})
+        items.close(commit.footer(), seal_as=commit.name)
         self._staging.publish(items.name, f"{ITEMS}/{commit.name}", "items")
         if part is not None:
             self._staging.publish(part.name, str(commit.part), "part")
@@ -585,8 +608,7 @@ class Writer:
 
     def heartbeat(self) -> None:
         """Show others that this writer lives; notice that another took over."""
-        with self._staging.fenced():
-            self._staging.folder.stat()
+        self._staging.check()
         self._lock.beat()
 
     def finish(self, report: Mapping[str, Any]) -> None:
@@ -601,11 +623,7 @@ class Writer:
             self._flush_items()
             self._commit()
         crash_point("finish-sealed")
-        counts = committed(self._ledger.commits, self.run)
-        text = json.dumps({**report, "run": self.run, "committed": counts}, indent=2)
-        with self._staging.fenced():
-            self._staging.path("run.json").write_text(text + "\n", encoding="utf-8")
-        self._staging.publish("run.json", f"{RUNS}/{self.run}.json", "run")
+        leave_report(self._staging, report, self._ledger)
 
     def close(self) -> None:
         """Let others write. What was not committed is gone."""
@@ -615,14 +633,45 @@ class Writer:
         for file in (self._part, self._items, self._follow):
             if file is not None:
                 file.abandon()
-        _let_go(self._staging, self._lock)
+        let_go(self._staging, self._lock)
 
 
-def _let_go(staging: Staging, lock: Lock) -> None:
+def leave_report(staging: Staging, report: Mapping[str, Any], ledger: Ledger) -> None:
+    """Say in the dataset what a run came to, when all else is done."""
+    run = staging.run
+    proof = {
+        "run": run,
+        "committed": committed(ledger.commits, run),
+        "plan_blocks": ledger.next_block,
+    }
+    text = sealed_json({**report, **proof})
+    with staging.fenced():
+        staging.path("run.json").write_text(text, encoding="utf-8")
+    staging.publish("run.json", f"{RUNS}/{run}.json", "run")
+
+
+def let_go(staging: Staging, lock: Lock) -> None:
+    """End what was under way, and let others write."""
     is_ours = staging.folder.exists()
     staging.discard()
     crash_point("close-emptied")
     lock.release(erase=is_ours)
+
+
+def new_part(staging: Staging, schema: pa.Schema, plain: pa.Schema) -> StagedFile:
+    """A part to write rows of *schema* to, which readers see as *plain*."""
+    repeating = list(_dictionary_columns(plain))
+    return StagedFile(
+        staging,
+        "part.parquet",
+        schema,
+        # The Arrow schema would make readers see dictionaries where text is.
+        store_schema=False,
+        use_dictionary=repeating,
+        # A trace or a run is found by them; coordinates and onsets of a row group
+        # span everything, and their statistics take a tenth of the writing.
+        write_statistics=repeating,
+    )
 
 
 def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -767,6 +816,12 @@ class State:
 class View:
     """A dataset as its readers see it: what is committed when the view is opened.
 
+    A view is exact, also one that is opened while a run or a compaction is at work: it
+    holds each row once. It keeps no file open. A compaction that comes later takes its
+    files away; then its members raise :class:`~asyncfetch.errors.DatasetError`, and a
+    scan that is under way in ``rows`` raises :class:`FileNotFoundError`. Open the
+    dataset again; the rows are the same.
+
     Parameters
     ----------
     dest
@@ -794,7 +849,8 @@ class View:
     @property
     def items(self) -> pa.Table:
         """What became of each item; one that was tried in two runs has two rows."""
-        return self.items_unread.to_table()
+        with self._still_there():
+            return self.items_unread.to_table()
 
     @property
     def items_unread(self) -> pads.Dataset:
@@ -811,10 +867,11 @@ class View:
         ]
         if not paths:
             return pads.dataset(pa.table({}))
-        # Later parts may have more columns at the end.
-        return pads.dataset(
-            paths, schema=pa.unify_schemas([pq.read_schema(path) for path in paths])
-        )
+        with self._still_there():
+            # Later parts may have more columns at the end.
+            return pads.dataset(
+                paths, schema=pa.unify_schemas([pq.read_schema(path) for path in paths])
+            )
 
     def source_of(self, part: str | Path, row: int) -> dict[str, Any]:
         """The items row of the item that the row number *row* of a part came from.
@@ -826,9 +883,12 @@ class View:
         """
         name = Path(part).name
         first, rows = pads.field("first_row"), pads.field("rows")
-        found = self._ledger.items().to_table(
-            filter=(pads.field("part") == name) & (first <= row) & (row < first + rows)
-        )
+        with self._still_there():
+            found = self._ledger.items().to_table(
+                filter=(pads.field("part") == name)
+                & (first <= row)
+                & (row < first + rows)
+            )
         if not found.num_rows:
             raise LookupError(
                 f"expected a row of a part that counts, got {row} of {name}"
@@ -836,9 +896,21 @@ class View:
         source: dict[str, Any] = found.to_pylist()[0]
         return source
 
+    @contextmanager
+    def _still_there(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"expected the files that {self._store.root} had when this view of it "
+                f"was opened, got others: it was compacted since; open it again "
+                f"({' '.join(str(error).split())})"
+            ) from error
+
     def failed(self, limit: int = 100) -> list[FailedItem]:
         """The first items that failed in the end, each with its latest reason."""
-        return self._ledger.failed(limit)
+        with self._still_there():
+            return self._ledger.failed(limit)
 
     def state(self) -> State:
         """How far it has come."""

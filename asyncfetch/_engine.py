@@ -42,7 +42,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from asyncfetch._dataset import Writer
 from asyncfetch._decode import as_schema, document, without_taken_keys
 from asyncfetch._exchange import Exchange, ignore
-from asyncfetch._ledger import PlanRecord, schema_id
+from asyncfetch._ledger import PlanRecord, cut_short, destination, schema_id
 from asyncfetch._model import (
     Ask,
     Block,
@@ -838,6 +838,10 @@ async def download(
                 await surely_in_thread(writer.seal)
             raise
         report = await surely_in_thread(download_.finish)
+    except OSError as error:
+        if isinstance(error, AsyncfetchError):
+            raise
+        raise cut_short(destination(dest), error) from error
     finally:
         for writer in opened:
             await surely_in_thread(writer.close)

@@ -11,7 +11,16 @@
                       /lock
 
 A commit counts when its items file is there and the part that it names, with the size
-that it names. One byte for each ordinal then says what became of the item.
+that it names, and when no commit that counts replaces it. One byte for each ordinal
+then says what became of the item.
+
+A compaction merges commits into one, whose items file lists all that it replaces: those
+it was made of, and those that they had replaced. So a commit is void from the instant
+at which the merged one counts, whichever of the files are gone by then.
+
+Items and plan files are sealed: they hold their own name and a checksum of all their
+bytes, and an items file that of its part, so that no change of a byte goes unseen. The
+plan's record and the reports hold a checksum, too.
 
 Ordinals are never used twice for different items while anything refers to them. A plan
 row of a follow-up counts only when the counted items row of its parent lists it; one
@@ -26,11 +35,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +58,7 @@ from asyncfetch._model import (
     PlannedItem,
     Request,
 )
-from asyncfetch._store import RECORDS, LocalStore
+from asyncfetch._store import RECORDS, LocalStore, crash_point, sync_folder
 from asyncfetch.errors import ConfigurationError, DatasetError
 
 PLAN_FILE = f"{RECORDS}/plan.json"
@@ -73,6 +85,11 @@ FEW_KEYS = 16
 
 
 RECENT_KEYS = 8192
+
+
+# So often a reader looks anew when a compaction moves files under its eyes; each of
+# them takes far longer than a look.
+LOOKS = 10
 
 
 JSON = pa.json_(pa.string())
@@ -160,17 +177,37 @@ class PlanRecord:
     schema_id: str
     version: str
     """Of the package that began the dataset."""
+    row_key: str | None = None
+    """Column whose value is unique among the rows."""
+    format: int = 1
+    """2: all files are sealed, and ``row_key`` is told."""
 
     def to_json(self) -> str:
         """Text for people and programs."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return json.dumps({**values, "filters": dict(self.filters)}, indent=2) + "\n"
+        return sealed_json({**values, "filters": dict(self.filters)})
 
     @classmethod
     def from_json(cls, text: str) -> PlanRecord:
         """Undo :meth:`to_json`; keys of later versions are passed over."""
         found = json.loads(text)
-        return cls(**{one.name: found[one.name] for one in fields(cls)})
+        record = cls(
+            **{
+                one.name: found[one.name]
+                for one in fields(cls)
+                if one.name in found or one.default is NO_DEFAULT
+            }
+        )
+        limit = record.limit
+        if not (
+            all(isinstance(getattr(record, name), str) for name in _TEXTS)
+            and isinstance(record.filters, dict)
+            and (limit is None or (isinstance(limit, int) and limit >= 0))
+            and isinstance(record.row_key, str | None)
+            and isinstance(record.format, int)
+        ):
+            raise TypeError("a value is of another type")
+        return record
 
     def differences(self, other: PlanRecord) -> list[str]:
         """How *other* asks for something else, one phrase each."""
@@ -188,6 +225,12 @@ class PlanRecord:
         for name, value in json.loads(json.dumps(dict(self.filters))).items():
             question[f"filter {name}"] = value
         return question
+
+
+_TEXTS = ("service", "base_url", "table", "schema_id", "version")
+
+FORMAT = 2
+"""Of the datasets that this version begins."""
 
 
 def schema_id(schema: pa.Schema) -> str:
@@ -267,6 +310,17 @@ def hashes(values: pa.Array | list[str]) -> Longs:
     return np.fromiter(map(hash, texts), dtype=np.int64, count=len(texts))
 
 
+class Replaced(NamedTuple):
+    """What stays known of a commit that was merged into another."""
+
+    name: str
+    """Of its items file."""
+    items: int
+    rows: int
+    parts: int
+    """1 if it had a part."""
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     """An items file, and the part that makes it count."""
@@ -278,14 +332,51 @@ class Commit:
     rows: int
     size: int
     """Of the part, in bytes."""
+    crc32: int | None = None
+    """Of the part's bytes, where it is known."""
+    replaces: tuple[Replaced, ...] = ()
+    """Commits that are void since this one counts."""
 
     @classmethod
     def of(cls, name: str, metadata: pq.FileMetaData) -> Commit:
         """What the footer of an items file says."""
-        part = json.loads(metadata.metadata[b"asyncfetch.part"])
+        found = metadata.metadata
+        part = json.loads(found[b"asyncfetch.part"])
+        merged = json.loads(found.get(b"asyncfetch.replaces", "[]"))
+        replaces = tuple(Replaced(*one) for one in merged)
         if part is None:
-            return cls(name, metadata.num_rows, None, 0, 0)
-        return cls(name, metadata.num_rows, part["name"], part["rows"], part["bytes"])
+            return cls(name, metadata.num_rows, None, 0, 0, None, replaces)
+        if part["name"] != part_of(name):
+            raise ValueError(f"it speaks of {part['name']}")
+        return cls(
+            name,
+            metadata.num_rows,
+            part["name"],
+            part["rows"],
+            part["bytes"],
+            part.get("crc32"),
+            replaces,
+        )
+
+    def footer(self) -> dict[str, str]:
+        """Undo :meth:`of`."""
+        part = None
+        if self.part is not None:
+            part = {
+                "name": self.part,
+                "rows": self.rows,
+                "bytes": self.size,
+                "crc32": self.crc32,
+            }
+        return {
+            "asyncfetch.part": json.dumps(part),
+            "asyncfetch.replaces": json.dumps(self.replaces),
+        }
+
+    @property
+    def as_replaced(self) -> Replaced:
+        """What of it stays known."""
+        return Replaced(self.name, self.items, self.rows, int(self.part is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +405,10 @@ class Ledger:
         self._store = store
         self._limit = math.inf if limit is None else limit
         self.commits: list[Commit] = []
-        self.uncounted: list[str] = []
+        self.uncounted: list[Commit] = []
+        """Without their part: what a kill left of a commit."""
+        self.replaced: list[Commit] = []
+        """What a compaction that was killed did not come to remove."""
         self.blocks: list[_PlanBlock] = []
         self.next_block = 0
         self.next_ordinal = 0
@@ -326,25 +420,15 @@ class Ledger:
         self._load(keys)
 
     def _load(self, keys: KeySet | None) -> None:
-        # In this order: while a writer is at work, then at most its last commit lacks
-        # its part here, and none that builds on it is in the list.
-        names = items_names(self._store)
-        parts = self._store.names()
-        listed: list[Longs] = [np.zeros(0, dtype=np.int64)]
-        for name in names:
-            with opened(self._store.path(f"{ITEMS}/{name}"), ["outcome"]) as file:
-                commit = Commit.of(name, file.metadata)
-                if commit.part is not None and commit.part not in parts:
-                    self.uncounted.append(name)
-                    continue
-                if commit.part is not None and parts[commit.part] != commit.size:
-                    raise DatasetError(
-                        f"expected {commit.size} bytes, got {parts[commit.part]} in "
-                        f"{self._store.path(commit.part)}: run verify with --repair"
-                    )
-                self.commits.append(commit)
-                listed.extend(self._read_items(file))
-        follow_ups = np.unique(np.concatenate(listed))
+        for _ in range(LOOKS):
+            follow_ups = self._load_commits()
+            if follow_ups is not None:
+                break
+        else:
+            raise DatasetError(
+                f"expected a dataset that holds still, got one whose files come and go "
+                f"at {self._store.root}: try again, or run verify with --repair"
+            )
         ended = int(np.count_nonzero(self.state))
         for name in plan_names(self._store):
             with opened(self._store.path(f"{PLAN}/{name}")) as file:
@@ -356,6 +440,69 @@ class Ledger:
                 f"{self._store.path(ITEMS)}: files were taken away; run verify with "
                 "--repair"
             )
+
+    def _load_commits(self) -> Longs | None:
+        """Ordinals of follow-ups that count; None if a compaction came between.
+
+        In this order: while a writer is at work, then at most its last commit lacks its
+        part here, and none that builds on it is in the list.
+        """
+        names = items_names(self._store)
+        parts = self._store.names()
+        self.state[:] = 0
+        listed: list[Longs] = [np.zeros(0, dtype=np.int64)]
+        found: list[Commit] = []
+        try:
+            for name in names:
+                with opened(self._store.path(f"{ITEMS}/{name}"), ["outcome"]) as file:
+                    commit = Commit.of(name, file.metadata)
+                    found.append(commit)
+                    if commit.part is None or commit.part in parts:
+                        # Of one that is replaced, too: it says nothing else.
+                        listed.extend(self._read_items(file))
+            self.commits, self.replaced, self.uncounted = sorted_out(found, parts)
+            if self._was_compacted(names):
+                return None
+        except DatasetError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
+        for commit in self.commits:
+            if commit.part is not None and parts[commit.part] != commit.size:
+                raise DatasetError(
+                    f"expected {commit.size} bytes, got {parts[commit.part]} in "
+                    f"{self._store.path(commit.part)}: run verify with --repair"
+                )
+        return np.unique(np.concatenate(listed))
+
+    def _was_compacted(self, names: list[str]) -> bool:
+        """Whether a compaction may have moved rows from file to file under our eyes.
+
+        Its merged items file is there before it removes anything. So either that file
+        is new since *names* were listed, or its part is and the replaced ones were
+        gone already, or a file of *names* is gone.
+        """
+        now = set(items_names(self._store))
+        if not now.issuperset(names):
+            return True
+        without_part = {one.name for one in self.uncounted}
+        if any(r.name in without_part for one in self.uncounted for r in one.replaces):
+            return True
+        for name in now.difference(names):
+            with opened(self._store.path(f"{ITEMS}/{name}")) as file:
+                if Commit.of(name, file.metadata).replaces:
+                    return True
+        return False
+
+    def tidy(self) -> None:
+        """Remove what a kill left and does not count; for the holder of the lock."""
+        for commit in self.uncounted:
+            self._store.remove(f"{ITEMS}/{commit.name}")
+            # Its run was killed and left no report, or a part was taken away since.
+            self._store.remove(f"{RUNS}/{run_of(commit.name)}.json")
+            crash_point("takeover-dropped")
+        remove_replaced(self._store, self.replaced)
+        self.uncounted, self.replaced = [], []
 
     def _read_items(self, file: pq.ParquetFile) -> Iterator[Longs]:
         for batch in file.iter_batches(columns=["ordinal", "outcome", "follow_up"]):
@@ -557,14 +704,129 @@ def run_of(name: str) -> str:
     return name.split("-")[1]
 
 
+def part_of(name: str) -> str:
+    """The name of the part that belongs to an items file."""
+    return f"{name.removesuffix('.items')}.parquet"
+
+
+def sorted_out(
+    found: Collection[Commit], parts: Collection[str]
+) -> tuple[list[Commit], list[Commit], list[Commit]]:
+    """Commits that count, those that are replaced by them, and those without a part."""
+    whole = [one for one in found if one.part is None or one.part in parts]
+    void = {replaced.name for one in whole for replaced in one.replaces}
+    return (
+        [one for one in whole if one.name not in void],
+        [one for one in found if one.name in void],
+        [
+            one
+            for one in found
+            if one.name not in void and not (one.part is None or one.part in parts)
+        ],
+    )
+
+
+def remove_replaced(store: LocalStore, replaced: Collection[Commit]) -> None:
+    """Remove the files of commits that a merged one stands for; for the lock's holder.
+
+    All parts first, durably: an items file without its part is nothing, a part without
+    its items file would be rows that nobody knows of.
+    """
+    if not replaced:
+        return
+    for commit in replaced:
+        if commit.part is not None:
+            store.remove(commit.part)
+            crash_point("replaced-part-removed")
+    sync_folder(store.root)
+    crash_point("replaced-parts-durable")
+    for commit in replaced:
+        store.remove(f"{ITEMS}/{commit.name}")
+        crash_point("replaced-items-removed")
+
+
 def committed(commits: Collection[Commit], run: str) -> dict[str, int]:
-    """What a run has committed, as its report says it."""
-    own = [one for one in commits if run_of(one.name) == run]
+    """What a run has committed, as its report says it, whatever it was merged into."""
+    own = {
+        one.name: one
+        for commit in commits
+        for one in (commit.as_replaced, *commit.replaces)
+        if run_of(one.name) == run
+    }.values()
     return {
         "items": sum(one.items for one in own),
         "rows": sum(one.rows for one in own),
-        "parts": sum(one.part is not None for one in own),
+        "parts": sum(one.parts for one in own),
     }
+
+
+# The last of these names is followed by eight digits of a checksum, in a footer that is
+# not compressed: they are filled in when the file is complete.
+SEAL = b"asyncfetch.seal"
+UNSEALED = b"00000000"
+
+
+def sealed_json(values: Mapping[str, Any]) -> str:
+    """Text of *values* that holds its own checksum, so that an edited one is told."""
+    crc = f"{zlib.crc32(json.dumps(values).encode()):08x}"
+    return json.dumps({**values, "seal": crc}, indent=2) + "\n"
+
+
+def is_as_sealed(text: str) -> bool:
+    """Whether *text* is what :func:`sealed_json` gave."""
+    values = json.loads(text)
+    values.pop("seal", None)
+    return sealed_json(values) == text
+
+
+def crc32_of(path: Path) -> int:
+    """Checksum of a file's bytes."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def seal(path: Path) -> None:
+    """Fill in the checksum of a Parquet file that has a place for it."""
+    place, digits, crc = _seal_in(path)
+    assert digits == UNSEALED, digits
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(crc)
+
+
+def check_seal(path: Path) -> None:
+    """Refuse a file that is not as it was written, under the name that it was given.
+
+    Raises
+    ------
+    DatasetError
+        A byte of it is another, or it is the copy of another file.
+    """
+    _, digits, crc = _seal_in(path)
+    if digits != crc:
+        got = crc.decode() if digits else "no checksum at all"
+        raise DatasetError(
+            f"expected a file with checksum {digits.decode('ascii', 'replace')}, got "
+            f"{got} at {path}"
+        )
+    name = pq.read_metadata(path).metadata.get(b"asyncfetch.name", b"").decode()
+    if name != path.name:
+        raise DatasetError(f"expected the file {path.name}, got {name} at {path}")
+
+
+def _seal_in(path: Path) -> tuple[int, bytes, bytes]:
+    """Where in a file its checksum is, what it says, and what it should say."""
+    content = bytearray(path.read_bytes())  # no more than PART_ITEMS items
+    at = content.rfind(SEAL)
+    if at < 0:
+        return 0, b"", UNSEALED
+    place = at + len(SEAL) + 2  # the type and the length of a text that follows
+    digits = bytes(content[place : place + len(UNSEALED)])
+    content[place : place + len(UNSEALED)] = UNSEALED
+    return place, digits, f"{zlib.crc32(content):08x}".encode()
 
 
 @contextmanager
@@ -628,10 +890,10 @@ def stored_plan(store: LocalStore) -> PlanRecord | None:
     DatasetError
         The file is there and cannot be understood.
     """
-    text = store.read_text(PLAN_FILE)
-    if text is None:
-        return None
     try:
+        text = store.read_text(PLAN_FILE)
+        if text is None:
+            return None
         return PlanRecord.from_json(text)
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
@@ -642,6 +904,15 @@ def stored_plan(store: LocalStore) -> PlanRecord | None:
 def unwritable(root: Path, error: OSError) -> DatasetError:
     return DatasetError(
         f"expected a directory that can be written, got {root}: {error.strerror}"
+    )
+
+
+def cut_short(root: Path, error: OSError) -> DatasetError:
+    """What the disk said, and what it means for the dataset."""
+    reason = str(error) if error.errno is None else os.strerror(error.errno)
+    return DatasetError(
+        f"expected to write to {root}, got {reason!r}: what was committed before "
+        "stands; mend that, and a resume goes on"
     )
 
 

@@ -14,6 +14,7 @@ the new run has listed. The lock says who waits for whom; safety comes from the 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -45,6 +46,16 @@ def _crash_points() -> Iterator[str]:
 
 CRASH_POINTS = tuple(_crash_points())
 """Between these lies one durable step each, in the order of a dataset's life."""
+
+COMPACTION_POINTS = (
+    *(
+        f"{what}-{step}"
+        for what in ("merged-items", "merged-part")
+        for step in ("staged", "linked", "renamed", "durable")
+    ),
+    *("replaced-part-removed", "replaced-parts-durable", "replaced-items-removed"),
+)
+"""The same for a compaction, which begins and ends like a run."""
 
 
 def _crash_at(wanted: str | None) -> Callable[[str], None]:
@@ -208,6 +219,17 @@ class Staging:
             sync_folder(target.parent)
             crash_point(f"{what}-durable")
 
+    def check(self) -> None:
+        """Notice that another run took over.
+
+        Raises
+        ------
+        DatasetError
+            It did, or somebody removed the dataset.
+        """
+        with self.fenced():
+            self.folder.stat()
+
     def discard(self) -> None:
         """End: nothing that was not published stays."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -249,6 +271,11 @@ def link_or_rename(source: Path, target: Path, what: str) -> None:
 class Lock:
     """The right to change a dataset, held until :meth:`release` or death.
 
+    A file lock where there are such, and a counter in the same file that moves while
+    the holder lives. Where there are no file locks the counter is all there is: a
+    lease. Two that begin at the same instant may both believe that it is theirs, and
+    so may one that slept; the fence of :class:`Staging` lets only one of them go on.
+
     Parameters
     ----------
     path
@@ -271,6 +298,7 @@ class Lock:
         self._sleep = sleep
         self._file: int | None = None
         self._beats = 0
+        self._is_lease = False
 
     def acquire(self) -> None:
         """Get the lock, or find out that its holder lives.
@@ -296,8 +324,12 @@ class Lock:
         seen: bytes | None = None
         since = 0.0
         while True:
+            # Before the look: whoever is stopped behind it must not take the time that
+            # it slept for the time that the counter stood still.
+            now = self._clock()
             got = try_lock(file)
-            found = _read(file)
+            self._is_lease = got is None
+            found = self._look()
             if got or (got is None and not found.strip()):
                 return
             if seen is None:
@@ -308,16 +340,20 @@ class Lock:
                     f"another writer is at work in {self._path.parent.parent} (run "
                     f"{run}, process {process}): wait until it ends, or end it"
                 )
-            elif self._clock() - since >= STALE:
+            elif now - since >= STALE:
                 return
             self._sleep(POLL)
+
+    def _look(self) -> bytes:
+        # Opened anew: a network drive asks its server only then what others wrote.
+        return self._path.read_bytes()[:100]
 
     def beat(self) -> None:
         """Move the counter, so that others see that this run lives."""
         if self._file is not None:
             self._beats += 1
             # After a takeover from a stopped process its lock is free once it is gone.
-            try_lock(self._file)
+            self._is_lease = try_lock(self._file) is None
             self._write(f"{self._run} {os.getpid()} {self._beats}")
 
     def release(self, *, erase: bool) -> None:
@@ -331,6 +367,8 @@ class Lock:
         assert self._file is not None
         os.lseek(self._file, 0, os.SEEK_SET)
         os.write(self._file, text.ljust(63).encode("ascii") + b"\n")
+        if self._is_lease:
+            os.fsync(self._file)  # a network drive may keep it for half a minute
 
     def _close(self) -> None:
         assert self._file is not None
@@ -338,9 +376,12 @@ class Lock:
         self._file = None
 
 
-def _read(file: int) -> bytes:
-    os.lseek(file, 0, os.SEEK_SET)
-    return os.read(file, 100)
+# What a file system says that has no locks (some network, user-space and cluster file
+# systems, and NFS whose lock daemon is not there). Anything else is an error.
+NO_LOCKS = {
+    *(errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
+    *(errno.EINVAL, errno.ENOTTY, errno.EPROTONOSUPPORT),
+}
 
 
 if sys.platform == "win32":
@@ -365,6 +406,8 @@ else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return None
+            raise
         return True

@@ -1,7 +1,8 @@
 """A small made-up service for the tests of datasets, and an engine to fetch it with.
 
-Run as a program (``python _datasets.py DEST``) it fetches the service into a dataset;
-the tests of crashes kill it on the way.
+Run as a program (``python _datasets.py DEST``) it fetches the service into a dataset,
+or compacts one (``python _datasets.py DEST compact``); the tests of crashes kill it on
+the way.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from asyncfetch._compact import compact
 from asyncfetch._dataset import View, Writer
 from asyncfetch._ledger import PlanRecord, schema_id
 from asyncfetch._model import Block, Item, ItemResult, Outcome, PlannedItem, Request
@@ -188,4 +190,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    download(Path(sys.argv[1]))
+    if sys.argv[2:] == ["compact"]:
+        compact(sys.argv[1])
+    else:
+        download(Path(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -25,10 +26,10 @@ from . import _datasets as made_up
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 
 
-def die_at(point: str, dest: Path) -> None:
-    """Fetch in a process of its own until it dies at *point*."""
+def die_at(point: str, dest: Path, *work: str) -> None:
+    """Fetch, or do other *work*, in a process of its own until it dies at *point*."""
     ended = subprocess.run(
-        [sys.executable, made_up.__file__, str(dest)],
+        [sys.executable, made_up.__file__, str(dest), *work],
         env={
             **os.environ,
             "ASYNCFETCH_CRASH": point,
@@ -166,14 +167,28 @@ TAKEOVER = frozenset(point for point in CRASH_POINTS if point.startswith("takeov
 TAKEOVER |= {"open-announced", "items-linked", "part-linked"}
 
 
+@posix
 @pytest.mark.parametrize(
-    "stops",
-    [steps_of("items", "part"), steps_of("follow", "items")],
-    ids=["rows", "follow-ups"],
+    ("stops", "has_locks"),
+    [
+        (steps_of("items", "part"), True),
+        (steps_of("follow", "items"), True),
+        (steps_of("items", "part"), False),
+    ],
+    ids=["rows", "follow-ups", "lease"],
 )
 def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
-    stops: frozenset[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stops: frozenset[str],
+    has_locks: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not has_locks:
+
+        def flock(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(_store.fcntl, "flock", flock)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     begun = tmp_path / "begun"
     writer = Writer.open(begun, made_up.RECORD, made_up.SCHEMA)

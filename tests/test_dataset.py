@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -34,7 +35,7 @@ from hypothesis.stateful import (
 
 from asyncfetch import _store
 from asyncfetch._dataset import GROUP_ROWS, View, Writer, open_dataset
-from asyncfetch._ledger import PART_ITEMS, KeySet, PlanRecord, schema_id
+from asyncfetch._ledger import PART_ITEMS, KeySet, PlanRecord, schema_id, seal
 from asyncfetch._model import Block, FailedItem, Outcome, PlannedItem
 from asyncfetch._store import STALE, LocalStore, Lock
 from asyncfetch._verify import verify
@@ -59,6 +60,7 @@ from ._datasets import (
     result_of,
 )
 
+posix = pytest.mark.skipif(not hasattr(_store, "fcntl"), reason="locked otherwise")
 OpenWriter = Callable[..., Writer]
 
 
@@ -812,10 +814,19 @@ def test_ended_writer_is_not_waited_for(open_writer: OpenWriter) -> None:
     assert writer.planned == 0
 
 
+def break_file_locks(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(_store.fcntl, "flock", flock)
+
+
+@posix
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_counter_alone_decides_where_files_cannot_be_locked(
-    open_writer: OpenWriter, monkeypatch: pytest.MonkeyPatch
+    number: int, open_writer: OpenWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_store, "try_lock", lambda _: None)
+    break_file_locks(monkeypatch, number)
     first = open_writer()
     clock = Clock()
 
@@ -834,6 +845,50 @@ def test_counter_alone_decides_where_files_cannot_be_locked(
     assert clock.now >= STALE
     with pytest.raises(DatasetError, match="took over"):
         second.heartbeat()
+
+
+@posix
+def test_disk_that_fails_is_not_taken_for_one_without_locks(
+    open_writer: OpenWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_file_locks(monkeypatch, errno.EIO)
+    with pytest.raises(DatasetError, match="Input/output error"):
+        open_writer()
+
+
+@posix
+@pytest.mark.parametrize("number", [None, errno.ENOLCK])
+def test_observer_that_slept_does_not_think_that_the_writer_did(
+    number: int | None, open_writer: OpenWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if number is not None:
+        break_file_locks(monkeypatch, number)
+    first = open_writer()
+    now = itertools.count(0, 2 * STALE)
+
+    def clock() -> float:  # stopped here, while the other works
+        first.heartbeat()
+        return float(next(now))
+
+    with pytest.raises(DatasetError, match="another writer is at work"):
+        open_writer(clock=clock, sleep=lambda _: None)
+    first.heartbeat()
+
+
+@posix
+def test_lease_that_nobody_gave_back_is_taken_over_once_it_is_stale(
+    open_writer: OpenWriter, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_file_locks(monkeypatch, errno.ENOLCK)
+    dead = open_writer()
+    dead._lock._close()  # all that is left of a process that was killed
+    clock = Clock()
+    writer = open_writer(clock=clock, sleep=clock.sleep)
+    assert STALE <= clock.now < STALE + 2
+    fetch(writer)
+    writer.close()
+    assert all_rows(dest) == expected_rows(KEYS)
+    assert verify(dest) == []
 
 
 def test_lock_file_stays(open_writer: OpenWriter, dest: Path) -> None:
@@ -926,10 +981,14 @@ def copy_items(dest: Path) -> None:
         "first_row",
         pa.array([None] * rows, pa.int64()),
     )
-    metadata = {**(table.schema.metadata or {}), "asyncfetch.part": "null"}
+    no_part = pa.array([None] * rows, pa.string())
+    empty = empty.set_column(table.column_names.index("part"), "part", no_part)
     stem, _, number = items.stem.rpartition("-")
     path = items.with_name(f"{stem}-{int(number) + 90:05d}.items")
+    places = {"asyncfetch.name": path.name, "asyncfetch.seal": "0" * 8}
+    metadata = {"asyncfetch.part": "null", **places}
     pq.write_table(empty.replace_schema_metadata(metadata), path)
+    seal(path)
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {

@@ -41,6 +41,7 @@ ALLOWED = {
     "_store": {"errors"},
     "_ledger": {"_model", "_store", "errors"},
     "_dataset": {"_ledger", "_model", "_store", "errors"},
+    "_compact": {"_dataset", "_ledger", "_store", "errors"},
     "_verify": {"_ledger", "_model", "_store", "errors"},
     "_progress": {"_model"},
     "_engine": {
@@ -67,6 +68,7 @@ ALLOWED = {
     "testing": {"errors", "swc", "testing"},
     "_demo": {"_dataset", "_verify", "errors"},  # what it runs, it runs as processes
     "_cli": {
+        "_compact",
         "_dataset",
         "_demo",
         "_engine",
@@ -78,7 +80,15 @@ ALLOWED = {
         "testing",
     },
     "__main__": {"_cli"},
-    "__init__": {"_dataset", "_engine", "_model", "_version", "errors", "services"},
+    "__init__": {
+        "_compact",
+        "_dataset",
+        "_engine",
+        "_model",
+        "_version",
+        "errors",
+        "services",
+    },
 }
 
 
