@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from asyncfetch._files import OWN, Files
 from asyncfetch._ledger import (
     GROUP_ITEMS,
     ITEMS,
@@ -56,10 +57,12 @@ from asyncfetch._ledger import (
 from asyncfetch._model import (
     Block,
     FailedItem,
+    Item,
     ItemResult,
     Json,
     PlannedItem,
 )
+from asyncfetch._names import Names
 from asyncfetch._store import RECORDS, LocalStore, Lock, Staging, crash_point
 from asyncfetch.errors import DatasetError
 
@@ -172,6 +175,13 @@ class Writer:
             # Its run was killed and left no report, or a part was taken away since.
             store.remove(f"{RUNS}/{run_of(name)}.json")
             crash_point("takeover-dropped")
+        self.files: Files | None = None
+        if record.files is not None:
+            self.files = Files(store, staging, record.files)
+            self.files.recall(self._ledger.has_ended)
+            self._names = Names()
+            for path in self._ledger.paths():
+                self._names.take(path)
         self._taken = KeySet() if row_key is None else self._row_keys(row_key)
         # The commit that is open, and what waits in memory to join it.
         self._commits = 0
@@ -181,6 +191,7 @@ class Writer:
         self._batches: list[pa.RecordBatch] = []
         self._item_rows: list[tuple[Any, ...]] = []
         self._found: list[PlannedItem] = []
+        self._kept: list[ItemResult] = []
         self._queued_rows = 0
         self._queued_bytes = 0
         self._open_rows = 0
@@ -197,6 +208,7 @@ class Writer:
         *,
         row_key: str | None = None,
         seal_seconds: float = 30.0,
+        stores_files: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Self:
@@ -214,6 +226,8 @@ class Writer:
         seal_seconds
             A commit is due so long after the first result that it will hold, or after
             2 % of the run's age when that is longer (10 minutes at most).
+        stores_files
+            Whether files are stored in the dataset when nothing else was said.
         clock, sleep
             Seconds that only grow, and how to wait for another writer.
 
@@ -239,6 +253,8 @@ class Writer:
         try:
             staging.announce()
             agreed = _agreed(store, record, schema)  # nobody else changes it now
+            if agreed.files is None and stores_files:
+                agreed = replace(agreed, files=OWN)
             writer = cls(
                 store,
                 staging,
@@ -340,7 +356,7 @@ class Writer:
         ledger = self._ledger
         first = ledger.next_ordinal
         planned = [
-            PlannedItem(ordinal=ordinal, item=block.items[place])
+            PlannedItem(ordinal=ordinal, item=self._named(block.items[place]))
             for ordinal, place in enumerate(np.flatnonzero(fresh), first)
         ]
         file = _StagedFile(self._staging, "block.plan", PLAN_SCHEMA)
@@ -395,7 +411,7 @@ class Writer:
                 list(result.diagnostics),
                 detail,
                 [one.ordinal for one in found],
-                None,
+                self._keep(result),
                 self._stem + ".parquet" if rows else None,
             )
         )
@@ -409,6 +425,15 @@ class Writer:
         self._open_items += 1
         return found
 
+    def _keep(self, result: ItemResult) -> str | None:
+        """Queue the file of a result; what its items row says of it."""
+        if result.kept is None or self.files is None:
+            return None
+        self._kept.append(result)
+        if isinstance(result.kept.data, bytes):
+            self._queued_bytes += len(result.kept.data)
+        return self.files.label(result.kept.path)
+
     @property
     def _stem(self) -> str:
         return f"part-{self.run}-{self._commits:05d}"
@@ -421,9 +446,22 @@ class Writer:
         first = self._ledger.next_ordinal
         self._ledger.plan_found(range(first, first + len(items)))
         return [
-            PlannedItem(ordinal=first + n, item=item, parent=result.ordinal)
+            PlannedItem(
+                ordinal=first + n, item=self._named(item), parent=result.ordinal
+            )
             for n, item in enumerate(items)
         ]
+
+    def _named(self, item: Item) -> Item:
+        """*item* as it joins the plan: the name of its file is safe and its alone."""
+        wish = item.request.file
+        if wish is None:
+            return item
+        if self.files is not None:
+            wish = replace(wish, path=self._names.give(wish.path, item.key))
+        else:
+            wish = None  # nothing is stored: the plan need not hold a name
+        return replace(item, request=replace(item.request, file=wish))
 
     def _without_taken(
         self, batches: tuple[pa.RecordBatch, ...]
@@ -455,7 +493,13 @@ class Writer:
         )
 
     def flush(self) -> None:
-        """Move what waits in memory to the open files under ``tmp/<run>/``."""
+        """Move what waits in memory to the open files under ``tmp/<run>/``.
+
+        Stored files go to their places, before anything speaks of them.
+        """
+        if self.files is not None and self._kept:
+            self.files.publish(self._kept)
+            self._kept = []
         if self._batches:
             self._flush_rows()
         if self._found:
@@ -558,6 +602,8 @@ class Writer:
         if part is not None:
             self._staging.publish(part.name, str(commit.part), "part")
         self._ledger.commits.append(commit)
+        if self.files is not None:
+            self.files.committed()
         self._commits += 1
         self._part = self._items = self._follow = None
         self._open_rows = self._open_items = 0
@@ -582,8 +628,7 @@ class Writer:
 
     def heartbeat(self) -> None:
         """Show others that this writer lives; notice that another took over."""
-        with self._staging.fenced():
-            self._staging.folder.stat()
+        self._staging.check()
         self._lock.beat()
 
     def finish(self, report: Mapping[str, Any]) -> None:
@@ -598,11 +643,18 @@ class Writer:
             self._flush_items()
             self._commit()
         crash_point("finish-sealed")
+        if self.files is not None:
+            self._tidy(self.files)
         counts = committed(self._ledger.commits, self.run)
         text = json.dumps({**report, "run": self.run, "committed": counts}, indent=2)
         with self._staging.fenced():
             self._staging.path("run.json").write_text(text + "\n", encoding="utf-8")
         self._staging.publish("run.json", f"{RUNS}/{self.run}.json", "run")
+
+    def _tidy(self, files: Files) -> None:
+        files.forget(self._ledger.has_ended)
+        if not self.wants_more and self.ended == self.planned:
+            files.tidy()
 
     def close(self) -> None:
         """Let others write. What was not committed is gone."""
@@ -703,7 +755,16 @@ def _agreed(
         with opened(store.path(parts[0])) as file:
             _check_columns(file.schema_arrow, schema, root)
     limit = stored.limit if record is None else record.limit
-    return replace(stored, limit=limit, schema_id=schema_id(schema))
+    files = stored.files
+    if record is not None and record.files not in {None, files}:
+        if store.names(PLAN):  # what was fetched lies elsewhere, or nowhere
+            raise DatasetError(
+                f"expected the files of {root} in {files or 'no place'}, as it was "
+                f"begun, got {record.files}: choose another directory for the dataset",
+                is_usage=True,
+            )
+        files = record.files
+    return replace(stored, limit=limit, schema_id=schema_id(schema), files=files)
 
 
 def _refuse_other_content(store: LocalStore) -> None:
@@ -757,6 +818,9 @@ class State:
     parts: int
     bytes: int
     """Length of the parts."""
+    files: int = 0
+    """Files that are stored."""
+    file_bytes: int = 0
 
 
 class View:
@@ -834,6 +898,7 @@ class View:
         """How far it has come."""
         ledger = self._ledger
         items = ledger.counts()
+        files, file_bytes = (0, 0) if self.plan.files is None else ledger.files()
         return State(
             items=items,
             planned=ledger.planned,
@@ -842,6 +907,8 @@ class View:
             rows=ledger.rows,
             parts=ledger.parts,
             bytes=sum(commit.size for commit in ledger.commits),
+            files=files,
+            file_bytes=file_bytes,
         )
 
 

@@ -14,7 +14,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -40,6 +40,7 @@ from asyncfetch._model import (
     Response,
     Retrying,
 )
+from asyncfetch._partial import PROGRESS, Partial
 from asyncfetch._retry import BULK, INTERACTIVE
 from asyncfetch._transport import Transport, is_loopback
 from asyncfetch._version import __version__
@@ -162,11 +163,16 @@ class Exchange:
         interactive: bool = False,
         spool_dir: Path | None = None,
         observe: Observer = ignore,
+        partial: Partial | None = None,
     ) -> Answer[T]:
         """Return what *consume* makes of the proved content of the answer.
 
         *consume* is called with slices of the inflated body, in the event loop for a
         small one and otherwise in a thread; it may be called again after a failure.
+
+        With *partial* the body is a file that is to be kept: its exact bytes come, over
+        several attempts if need be, and are still in *partial* afterwards. Each attempt
+        that brings it on gives the question its tries and its time anew.
 
         Raises
         ------
@@ -175,15 +181,21 @@ class Exchange:
         """
         policy = INTERACTIVE if interactive else BULK
         started = time.monotonic()
+        until = started + self._item_timeout
         unproved: str | None = None  # checksum of a body whose end nothing proved
         attempt = tries = 0
+        if partial is not None and (
+            there := await self._recovered(request, consume, partial)
+        ):
+            return there
+        reached = 0 if partial is None else partial.size
         while True:
             attempt += 1
             tries += 1
             try:
-                left = started + self._item_timeout - time.monotonic()
+                left = until - time.monotonic()
                 response = await self._send(
-                    request, interactive, spool_dir, observe, left
+                    request, interactive, spool_dir, observe, left, partial=partial
                 )
                 try:
                     # Whoever waits for the slot sends first: decoding keeps the loop.
@@ -194,9 +206,15 @@ class Exchange:
                             f"nothing shows that the {response.body.size} bytes from "
                             f"{response.url} are all; a second answer must be the same"
                         )
-                    value = await self._consume(request, response, consume)
+                    if partial is None:
+                        value = await self.consume(request, response, consume)
+                    else:
+                        value = await self._consume_file(
+                            request, response, consume, partial
+                        )
                 finally:
-                    await _dispose(response)
+                    if partial is None:
+                        await _dispose(response)
                 return Answer(
                     value=value,
                     response=response,
@@ -207,13 +225,16 @@ class Exchange:
                 error.__dict__["attempts"] = attempt
                 if _is_rejection(error):
                     tries = 1  # a full server is not a failing one: the gate waits
+                if partial is not None and partial.size >= reached + PROGRESS:
+                    tries, reached = 1, partial.size
+                    until = time.monotonic() + self._item_timeout
                 delay = (
                     policy.delay(tries, error, self._rng) if request.is_read else None
                 )
                 is_final = getattr(error, "is_fatal", False) or getattr(
                     error, "is_final", False
                 )
-                left = started + self._item_timeout - time.monotonic()
+                left = until - time.monotonic()
                 if delay is None or is_final or delay > left:
                     raise
                 failed = str(error)
@@ -231,6 +252,8 @@ class Exchange:
         spool_dir: Path | None,
         observe: Observer,
         left: float,
+        *,
+        partial: Partial | None,
     ) -> Response:
         async def on_wire(method: str, url: str) -> None:
             await self.gate.token(self._max_wait)
@@ -239,6 +262,8 @@ class Exchange:
         headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
         if request.body is not None:
             headers["Content-Type"] = "application/json"
+        if partial is not None:
+            headers |= partial.headers()
         async with self.gate.slot(interactive=interactive, max_wait=self._max_wait):
             sent_at = self.gate.now()
             response = await self._transport.send(
@@ -249,6 +274,7 @@ class Exchange:
                 spool_dir=spool_dir,
                 on_wire=on_wire,
                 deadline=left,
+                partial=partial,
             )
         if response.status in {429, 503}:
             asked = retry_after(response)
@@ -263,11 +289,16 @@ class Exchange:
             )
         else:
             self.gate.answered()
+        if partial is not None and response.status == 416 and partial.size:
+            await _dispose(response)
+            return partial.whole_by(response)
         if not 200 <= response.status < 300:
             try:
                 await self._refuse(response)
             finally:
                 await _dispose(response)
+        if partial is not None:
+            response = replace(response, body=partial.exact(response.body))
         return response
 
     async def _refuse(self, response: Response) -> None:
@@ -296,12 +327,47 @@ class Exchange:
             retry_after=asked,
         )
 
-    async def _consume(
+    async def _recovered(
+        self,
+        request: Request,
+        consume: Callable[[Iterator[bytes], Response], T],
+        partial: Partial,
+    ) -> Answer[T] | None:
+        """The answer from bytes that an earlier run had received to the last."""
+        there = await partial.recover()
+        if there is None:
+            return None
+        try:
+            value = await self.consume(request, there, consume)
+        except AsyncfetchError:
+            partial.start_over()
+            return None
+        return Answer(value=value, response=there, attempts=0, elapsed=0.0)
+
+    async def _consume_file(
+        self,
+        request: Request,
+        response: Response,
+        consume: Callable[[Iterator[bytes], Response], T],
+        partial: Partial,
+    ) -> T:
+        try:
+            partial.check(response.body)
+            value = await self.consume(request, response, consume)
+        except AsyncfetchError:
+            partial.start_over()  # what was wrong once is not gone on from
+            raise
+        if partial.path is not None:
+            await anyio.to_thread.run_sync(partial.seal)
+        return value
+
+    async def consume(
         self,
         request: Request,
         response: Response,
         consume: Callable[[Iterator[bytes], Response], T],
     ) -> T:
+        """Return what *consume* makes of an answer that is there, once it is proved."""
         body = response.body
         try:
             content = small_content(response)

@@ -35,6 +35,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -152,6 +153,8 @@ class PlanRecord:
     schema_id: str
     version: str
     """Of the package that began the dataset."""
+    files: str | None = None
+    """Where files are stored: ``_files`` in the dataset, or an absolute directory."""
 
     def to_json(self) -> str:
         """Text for people and programs."""
@@ -162,6 +165,7 @@ class PlanRecord:
     def from_json(cls, text: str) -> PlanRecord:
         """Undo :meth:`to_json`; keys of later versions are passed over."""
         found = json.loads(text)
+        found.setdefault("files", None)  # of a version that stored none
         return cls(**{one.name: found[one.name] for one in fields(cls)})
 
     def differences(self, other: PlanRecord) -> list[str]:
@@ -488,6 +492,28 @@ class Ledger:
                 error=row["error"] or "",
             )
         return [latest[ordinal] for ordinal in sorted(latest)]
+
+    def has_ended(self, ordinal: int) -> bool:
+        """Whether an item need not be asked for again."""
+        return bool(self.state[ordinal : ordinal + 1].sum() > FAILED)
+
+    def paths(self) -> Iterator[str]:
+        """Paths of the files that the plan's items are, as far as they count."""
+        for block in self.blocks:
+            with opened(self._store.path(f"{PLAN}/{block.name}")) as file:
+                for batch in file.iter_batches(columns=["ordinal", "request"]):
+                    counts = self.state[batch.column("ordinal").to_numpy()] >= PLANNED
+                    requests = batch.column("request").filter(pa.array(counts))
+                    for text in requests.to_pylist():
+                        if (wish := Request.from_json(text).file) is not None:
+                            yield wish.path
+
+    def files(self) -> tuple[int, int]:
+        """How many files are stored, and their bytes."""
+        rows = self.items().to_table(
+            columns=["bytes"], filter=pads.field("path").is_valid()
+        )
+        return rows.num_rows, pc.sum(rows.column("bytes")).as_py() or 0
 
     def details(self) -> Iterator[Mapping[str, Any]]:
         """What was learned beside the rows of each item that is ok, in plan order."""

@@ -26,6 +26,7 @@ from yarl import URL
 
 from asyncfetch._body import Body, Proof
 from asyncfetch._model import Response
+from asyncfetch._partial import Partial
 from asyncfetch.errors import (
     AsyncfetchError,
     ConfigurationError,
@@ -103,8 +104,11 @@ class Transport:
         spool_dir: Path | None,
         on_wire: Callable[[str, str], Awaitable[None]],
         deadline: float,
+        partial: Partial | None = None,
     ) -> Response:
         """Return the response to one request, its body received to the last byte.
+
+        A body that belongs to the file *partial* goes there, behind what it holds.
 
         *deadline* is what it may take in all, in seconds from now.
 
@@ -132,7 +136,7 @@ class Transport:
                     sock_read=self._timeout,
                 ),
             ) as answer:
-                received = await self._receive(answer, spool_dir)
+                received = await self._receive(answer, spool_dir, partial)
                 return Response(
                     status=answer.status,
                     headers=answer.headers,
@@ -207,9 +211,14 @@ class Transport:
         return await handler(request)
 
     async def _receive(
-        self, answer: aiohttp.ClientResponse, spool_dir: Path | None
+        self,
+        answer: aiohttp.ClientResponse,
+        spool_dir: Path | None,
+        partial: Partial | None,
     ) -> Body:
-        spool = Spool(spool_dir)
+        spool: Spool | Partial = Spool(spool_dir)
+        if partial is not None and partial.begin(answer.status, answer.headers):
+            spool = partial
         pace = _Pace(self._timeout)
         try:
             while piece := await answer.content.readany():
@@ -219,8 +228,10 @@ class Transport:
                     await anyio.to_thread.run_sync(spool.write)
             if spool.path is not None:
                 await anyio.to_thread.run_sync(spool.finish)
+            elif spool is partial:
+                spool.finish()  # in memory: only its length is looked at
         except BaseException:
-            if spool.path is not None:
+            if spool.path is not None or spool is partial:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(spool.discard)
             raise

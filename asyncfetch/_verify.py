@@ -34,6 +34,7 @@ from asyncfetch._model import (
     Outcome,
 )
 from asyncfetch._store import RECORDS, LocalStore, Lock, Staging
+from asyncfetch._verify_files import FilesAudit
 from asyncfetch.errors import DatasetError
 
 
@@ -52,7 +53,7 @@ class Problem:
 def verify(dest: str | Path, *, repair: bool = False) -> list[Problem]:
     """Prove that plan, items, parts and reports of a dataset agree.
 
-    Every page of every file is read and its checksum compared.
+    Every page of every file is read and its checksum compared, and every stored file.
 
     Parameters
     ----------
@@ -67,7 +68,8 @@ def verify(dest: str | Path, *, repair: bool = False) -> list[Problem]:
         cannot be written.
     """
     store = LocalStore(destination(dest))
-    if stored_plan(store) is None:
+    plan = stored_plan(store)
+    if plan is None:
         raise no_dataset(store.root)
     run = secrets.token_hex(8)
     staging = Staging(store, run)
@@ -82,8 +84,11 @@ def verify(dest: str | Path, *, repair: bool = False) -> list[Problem]:
     try:
         if repair:
             staging.announce()
-        audit = _Audit(store)
+        files = None if plan.files is None else FilesAudit(store, plan)
+        audit = _Audit(store, files)
         if repair:
+            if files is not None:
+                files.repair(staging, audit.untrusted_items)
             for name in audit.untrusted:
                 store.remove(name)
             for name in _Audit(store).wrong_reports:  # of runs whose commits went
@@ -149,8 +154,9 @@ class _Audit:
     until what is left agrees with itself.
     """
 
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: LocalStore, files: FilesAudit | None = None) -> None:
         self._store = store
+        self._files = files
         self._parts = {n: size for n, size in store.names().items() if is_part(n)}
         self._trusted: dict[str, _Audited] = {}
         self._claims: list[Commit] = []
@@ -166,6 +172,12 @@ class _Audit:
         self._find_strays()
         self._compare_reports()
         self.untrusted += lost_blocks
+
+    @property
+    def untrusted_items(self) -> list[str]:
+        """Names of the items files to remove."""
+        start = f"{ITEMS}/"
+        return [n.removeprefix(start) for n in self.untrusted if n.startswith(start)]
 
     def _tell(self, code: str, where: str, text: str) -> None:
         self.problems.append(Problem(code, where, text))
@@ -223,6 +235,9 @@ class _Audit:
         commit = audited.commit
         self._claims.append(commit)
         self._trusted[name] = audited
+        files = [] if self._files is None else list(self._files.troubles(name))
+        for one in files:
+            self._tell(*one)
         if commit.part is not None and commit.part not in self._parts:
             text = (
                 f"expected {commit.part}, got none: a kill leaves this, or a deletion"
@@ -233,6 +248,9 @@ class _Audit:
         elif not audited.rows_agree:
             text = f"expected items with {commit.rows} rows side by side, got others"
             self._distrust("rows", commit, text)
+        elif files:
+            text = f"expected all its stored files, got {len(files)} that are not whole"
+            self._distrust("file", commit, text)
 
     def _part_trouble(self, commit: Commit) -> str | None:
         assert commit.part is not None
@@ -283,6 +301,8 @@ class _Audit:
             self._tell("stray", name, "expected parts, got what no commit knows of")
             if name in self._parts:  # readers take its rows for ours
                 self.untrusted.append(name)
+        for trouble in () if self._files is None else self._files.strays():
+            self._tell(*trouble)
         records = self._store.path(RECORDS)
         for path in sorted(records.rglob("*.parquet")):
             if records / "tmp" not in path.parents:

@@ -30,6 +30,7 @@ from asyncfetch._model import (
     Limits,
     Request,
     Source,
+    Stores,
 )
 from asyncfetch.errors import ConfigurationError, NotFound
 
@@ -148,6 +149,8 @@ class Description:
     one: Callable[[Any], Request] | None = None
     """The request for one record by its positional id, where there is such."""
     row_key: str | None = None
+    files: Stores = "none"
+    """Whether its items are files, and when their bytes are stored."""
 
     def check(self, filters: Mapping[str, Any]) -> dict[str, Json]:
         """Filters under their proper names as plain JSON, sorted by name.
@@ -370,6 +373,7 @@ class Table:
             limit=limit,
             source=Nothing(source) if [] in checked.values() else source,
             exchange=self._client.exchange,
+            files=self.description.files,
         )
 
     def _plan_of_one(self, key: Any, filters: Mapping[str, Any]) -> _engine.Plan:
