@@ -178,7 +178,7 @@ class Writer:
         self.files: Files | None = None
         if record.files is not None:
             self.files = Files(store, staging, record.files)
-            self.files.recall(self._ledger.has_ended)
+            self.files.recall(self._ledger.stored)
             self._names = Names()
             for path in self._ledger.paths():
                 self._names.take(path)
@@ -652,7 +652,7 @@ class Writer:
         self._staging.publish("run.json", f"{RUNS}/{self.run}.json", "run")
 
     def _tidy(self, files: Files) -> None:
-        files.forget(self._ledger.has_ended)
+        files.forget(self._ledger.stored)
         if not self.wants_more and self.ended == self.planned:
             files.tidy()
 

@@ -87,7 +87,6 @@ def directory_of(files: str | Path, root: Path) -> str:
 class Line:
     """A line of a note: a file that lies in its place, or will in a moment."""
 
-    ordinal: int
     path: str
     bytes: int
     sha256: str
@@ -134,8 +133,9 @@ class Files:
         self.root = store.path(OWN) if self._is_own else Path(where)
         self._batches = 0
         self._notes: list[str] = []
-        self._old_notes: dict[str, list[int]] = {}
-        self._lines: dict[int, Line] = {}
+        self._old_notes: dict[str, set[str]] = {}
+        # By path: an item that was found in a response may have got another ordinal.
+        self._lines: dict[str, Line] = {}
 
     def label(self, path: str) -> str:
         """What the items say of a file: from the dataset on, or absolute."""
@@ -168,9 +168,8 @@ class Files:
             return None
         target = self.root / wish.path
         sha256, other = await _digests(target, wish.checksum)
-        content = (wish.path, info.st_size, sha256)
-        line = self._lines.get(planned.ordinal)
-        if line is not None and (line.path, line.bytes, line.sha256) != content:
+        line = self._lines.get(wish.path)
+        if line is not None and (line.bytes, line.sha256) != (info.st_size, sha256):
             line = None
         heads = {} if line is None else line.heads()
         return Found(
@@ -329,29 +328,32 @@ class Files:
 
     # --- what earlier runs left -------------------------------------------------------
 
-    def recall(self, has_ended: Callable[[int], bool]) -> None:
-        """Read the notes of killed runs; those go that speak of ended items alone."""
+    def recall(self, stored: Callable[[list[str]], set[str]]) -> None:
+        """Read the notes that killed runs left.
+
+        *stored* says of which labels there are committed items.
+        """
         for name in self._store.names(PARTIAL):
             if name.endswith(".files"):
-                lines = list(read_note(self._store, name))
-                self._lines.update({line.ordinal: line for line in lines})
-                self._old_notes[name] = [line.ordinal for line in lines]
-        self.forget(has_ended)
+                lines = {line.path: line for line in read_note(self._store, name)}
+                self._lines.update(lines)
+                self._old_notes[name] = set(map(self.label, lines))
+        self.forget(stored)
 
-    def forget(self, has_ended: Callable[[int], bool]) -> None:
-        """Remove the old notes that are of no use any more."""
-        for name, ordinals in list(self._old_notes.items()):
-            if all(map(has_ended, ordinals)):
+    def forget(self, stored: Callable[[list[str]], set[str]]) -> None:
+        """Remove old notes whose files all belong to committed items by now."""
+        if not self._old_notes:
+            return
+        done = stored(sorted(set().union(*self._old_notes.values())))
+        for name, labels in list(self._old_notes.items()):
+            if labels <= done:
                 self._staging.take_away(self._store.path(f"{PARTIAL}/{name}"))
                 del self._old_notes[name]
-                for ordinal in ordinals:
-                    self._lines.pop(ordinal, None)
 
     def tidy(self) -> None:
-        """Remove partial bytes: every item has its file, or never will."""
+        """Remove what is left of files on their way: no item waits for one."""
         for name in self._store.names(PARTIAL):
-            if not name.endswith(".files"):
-                self._staging.take_away(self._store.path(f"{PARTIAL}/{name}"))
+            self._staging.take_away(self._store.path(f"{PARTIAL}/{name}"))
 
 
 def read_note(store: LocalStore, name: str) -> Iterator[Line]:
@@ -368,7 +370,6 @@ def read_note(store: LocalStore, name: str) -> Iterator[Line]:
 def _line_of(result: ItemResult, kept: Kept) -> Line:
     assert result.sha256 is not None
     return Line(
-        ordinal=result.ordinal,
         path=kept.path,
         bytes=result.bytes,
         sha256=result.sha256,

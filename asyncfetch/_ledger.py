@@ -493,10 +493,6 @@ class Ledger:
             )
         return [latest[ordinal] for ordinal in sorted(latest)]
 
-    def has_ended(self, ordinal: int) -> bool:
-        """Whether an item need not be asked for again."""
-        return bool(self.state[ordinal : ordinal + 1].sum() > FAILED)
-
     def paths(self) -> Iterator[str]:
         """Paths of the files that the plan's items are, as far as they count."""
         for block in self.blocks:
@@ -507,6 +503,13 @@ class Ledger:
                     for text in requests.to_pylist():
                         if (wish := Request.from_json(text).file) is not None:
                             yield wish.path
+
+    def stored(self, labels: list[str]) -> set[str]:
+        """Of which of the *labels* there are items."""
+        rows = self.items().to_table(
+            columns=["path"], filter=pads.field("path").isin(labels)
+        )
+        return set(rows.column("path").to_pylist())
 
     def files(self) -> tuple[int, int]:
         """How many files are stored, and their bytes."""

@@ -17,10 +17,7 @@ from asyncfetch._names import safe_path
 from asyncfetch._store import LocalStore, Staging
 from asyncfetch.errors import DatasetError
 
-_COLUMNS = [
-    *("ordinal", "path", "bytes", "sha256"),
-    *("url", "http_status", "etag", "last_modified"),
-]
+_COLUMNS = "path bytes sha256 url http_status etag last_modified".split()
 _READ = 1 << 20
 
 

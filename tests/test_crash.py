@@ -52,6 +52,13 @@ def assert_whole(dest: Path) -> None:
     assert sorted(keys) == sorted(made_up.KEYS)
     assert verify(dest) == []
     assert list((dest / "_asyncfetch/tmp").iterdir()) == []
+    if View(dest).plan.files is not None:
+        files = made_up.files_in(dest / "_files")
+        assert files == {
+            f"some/{key}.txt": made_up.content_of(key)
+            for key in made_up.KEYS - made_up.MISSING
+        }
+        assert list((dest / "_asyncfetch/partial").iterdir()) == []
 
 
 @pytest.fixture(scope="module")
