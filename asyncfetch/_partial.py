@@ -19,6 +19,7 @@ import email.utils
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -72,10 +73,11 @@ def validator_of(headers: Mapping[str, str]) -> str | None:
         return None if etag[:2].upper() == "W/" else etag
     modified = headers.get("Last-Modified", "").strip()
     try:
-        age = _seconds(headers.get("Date", "")) - _seconds(modified)
+        since = _seconds(modified)
+        now = _seconds(headers["Date"]) if "Date" in headers else math.inf
     except ValueError:
-        age = 1.0 if "Date" not in headers else 0.0
-    return modified if modified and age >= 1 else None
+        return None
+    return modified if now - since >= 1 else None
 
 
 def _seconds(date: str) -> float:

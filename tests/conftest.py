@@ -78,10 +78,13 @@ async def look(call: Callable[..., T], *arguments: object) -> T:
 
 @dataclass
 class Wire:
-    """A raw HTTP server: each request meets the next answer, the last one for ever."""
+    """A raw HTTP server: each request meets the next answer, the last one for ever.
+
+    An answer may be a function of the request's head.
+    """
 
     url: str
-    answers: list[bytes] = field(default_factory=list)
+    answers: list[bytes | Callable[[bytes], bytes]] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
     reset: bool = False
 
@@ -121,7 +124,9 @@ def chunked(body: bytes, *, ended: bool = True, headers: str = "") -> bytes:
 
 
 @asynccontextmanager
-async def open_wire(*answers: bytes) -> AsyncIterator[Wire]:
+async def open_wire(
+    *answers: bytes | Callable[[bytes], bytes],
+) -> AsyncIterator[Wire]:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
     wire = Wire(f"http://127.0.0.1:{port}", list(answers))
@@ -138,6 +143,8 @@ async def open_wire(*answers: bytes) -> AsyncIterator[Wire]:
                 head, _, seen = seen.partition(b"\r\n\r\n")
                 wire.requests.append(head)
                 out = wire.answers.pop(0) if len(wire.answers) > 1 else wire.answers[0]
+                if callable(out):
+                    out = out(head)
                 if out:
                     await stream.send(out)
                 # One answer a connection, unless it says how long it is.
