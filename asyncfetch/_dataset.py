@@ -80,10 +80,11 @@ PART_ROWS = 1_000_000
 PART_BYTES = 128 * 1024 * 1024
 
 
-def _plan_row(planned: PlannedItem) -> tuple[Any, ...]:
+def _plan_row(planned: PlannedItem, *, with_file: bool) -> tuple[Any, ...]:
     item = planned.item
+    request = item.request.to_json(with_file=with_file)
     context = json.dumps(dict(item.context), separators=(",", ":"))
-    return planned.ordinal, item.key, item.request.to_json(), context, planned.parent
+    return planned.ordinal, item.key, request, context, planned.parent
 
 
 def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
@@ -177,7 +178,7 @@ class Writer:
             crash_point("takeover-dropped")
         self.files: Files | None = None
         if record.files is not None:
-            self.files = Files(store, staging, record.files)
+            self.files = Files(store, staging, record.files, beat=lock.beat)
             self.files.recall(self._ledger.stored)
             self._names = Names()
             for path in self._ledger.paths():
@@ -360,7 +361,7 @@ class Writer:
             for ordinal, place in enumerate(np.flatnonzero(fresh), first)
         ]
         file = _StagedFile(self._staging, "block.plan", PLAN_SCHEMA)
-        file.write(_table([_plan_row(one) for one in planned], PLAN_SCHEMA))
+        file.write(self._plan_rows(planned))
         file.close({"asyncfetch.cursor": json.dumps(block.cursor)})
         self._publish_plan(file, "block", first, first + len(planned) - 1)
         ledger.cursor, ledger.complete = block.cursor, block.cursor is None
@@ -368,6 +369,11 @@ class Writer:
         if planned:
             room = ledger.plan_roots(np.arange(first, first + len(planned)))
         return planned[:room]
+
+    def _plan_rows(self, planned: list[PlannedItem]) -> pa.Table:
+        with_file = self.files is not None
+        rows = [_plan_row(one, with_file=with_file) for one in planned]
+        return _table(rows, PLAN_SCHEMA)
 
     def _publish_plan(
         self, file: _StagedFile, what: str, first: int, last: int
@@ -455,12 +461,9 @@ class Writer:
     def _named(self, item: Item) -> Item:
         """*item* as it joins the plan: the name of its file is safe and its alone."""
         wish = item.request.file
-        if wish is None:
+        if wish is None or self.files is None:
             return item
-        if self.files is not None:
-            wish = replace(wish, path=self._names.give(wish.path, item.key))
-        else:
-            wish = None  # nothing is stored: the plan need not hold a name
+        wish = replace(wish, path=self._names.give(wish.path, item.key))
         return replace(item, request=replace(item.request, file=wish))
 
     def _without_taken(
@@ -506,8 +509,7 @@ class Writer:
             if self._follow is None:
                 self._open_found = self._found[0].ordinal
                 self._follow = _StagedFile(self._staging, "follow.plan", PLAN_SCHEMA)
-            rows = [_plan_row(one) for one in self._found]
-            self._follow.write(_table(rows, PLAN_SCHEMA))
+            self._follow.write(self._plan_rows(self._found))
         if self._item_rows:
             self._flush_items()
         self._batches, self._found, self._item_rows = [], [], []

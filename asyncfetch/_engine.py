@@ -411,7 +411,8 @@ class Run:
                             key=result.key,
                             outcome=result.outcome,
                             rows=result.rows,
-                            bytes=result.bytes,
+                            # None came for a file that lay there.
+                            bytes=result.bytes if result.attempts else 0,
                         )
                     )
                     await _send(self._report, result)

@@ -99,7 +99,8 @@ class Exchange:
     timeout
         Seconds without a byte of progress that end an attempt.
     item_timeout
-        Seconds that a question may take with all its attempts and waits.
+        Seconds that a question may take with all its attempts and waits; for a file
+        that goes on where it broke off, from its last progress on.
     """
 
     def __init__(
@@ -355,7 +356,10 @@ class Exchange:
             partial.check(response.body)
             value = await self.consume(request, response, consume)
         except AsyncfetchError:
-            partial.start_over()  # what was wrong once is not gone on from
+            # What was wrong once is not gone on from.
+            if partial.path is not None:
+                await anyio.to_thread.run_sync(partial.drop)
+            partial.start_over()
             raise
         if partial.path is not None:
             await anyio.to_thread.run_sync(partial.seal)

@@ -19,7 +19,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -124,9 +123,19 @@ class Files:
     ----------
     where
         The directory, as the plan names it.
+    beat
+        Shows others that the run lives.
     """
 
-    def __init__(self, store: LocalStore, staging: Staging, where: str) -> None:
+    def __init__(
+        self,
+        store: LocalStore,
+        staging: Staging,
+        where: str,
+        *,
+        beat: Callable[[], object],
+    ) -> None:
+        self._beat = beat
         self._store = store
         self._staging = staging
         self._is_own = where == OWN
@@ -146,12 +155,11 @@ class Files:
     def partial(self, planned: PlannedItem, url: str) -> Partial:
         """Where the bytes of an item go."""
         assert planned.item.request.file is not None
-        return Partial(
-            self._store.path(f"{PARTIAL}/{_hash(planned.item.key)}"),
-            self._staging,
-            url,
-            planned.item.request.file,
-        )
+        home = self._home(planned.item.key)
+        return Partial(home, self._staging, url, planned.item.request.file)
+
+    def _home(self, key: str) -> Path:
+        return self._store.path(f"{PARTIAL}/{_hash(key)}")
 
     async def find(self, planned: PlannedItem) -> Found | None:
         """The file of an item if it lies in its place.
@@ -234,8 +242,11 @@ class Files:
             for result in results:
                 kept = result.kept
                 assert kept is not None
-                if kept.data == self.root / kept.path:
-                    continue  # it lay there
+                if kept.data == self.root / kept.path:  # it lay there
+                    home = self._home(result.key)
+                    self._staging.take_away(note_of(home))
+                    self._staging.take_away(home)
+                    continue
                 source = self._staging.path(f"file-{self._batches}-{len(staged)}")
                 self._stage(kept, source)
                 staged.append((source, kept))
@@ -312,7 +323,10 @@ class Files:
         """Move a file to another disk: copied under a hidden name, then renamed."""
         sibling = target.with_name(f".{self._staging.run}-{_hash(target.name)}")
         try:
-            shutil.copyfile(source, sibling)
+            with source.open("rb") as read, sibling.open("wb") as write:
+                while piece := read.read(_STEP):
+                    write.write(piece)
+                    self._beat()  # others must see that this run lives
             sync_file(sibling)
             self._staging.check()
             link_or_rename(sibling, target, "file")

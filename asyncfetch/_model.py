@@ -65,7 +65,7 @@ class Request:
         """Whether asking twice is harmless."""
         return self.method in {"GET", "HEAD"}
 
-    def to_json(self) -> str:
+    def to_json(self, *, with_file: bool = True) -> str:
         """Compact JSON for the frozen plan; defaults are left out."""
         fields: dict[str, Any] = {"target": self.target, "media": self.media}
         if self.method != "GET":
@@ -74,7 +74,7 @@ class Request:
             fields["body"] = self.body
         if self.may_be_absent:
             fields["may_be_absent"] = True
-        if self.file is not None:
+        if with_file and self.file is not None:
             fields["file"] = {
                 name: value
                 for name in ("path", "size", "checksum")

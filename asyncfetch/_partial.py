@@ -173,6 +173,12 @@ class Partial:
         self._held = 0
         self._checked_at = -CHECKPOINT
 
+    def drop(self) -> None:
+        """Forget what has come, and remove it: it is not what it should be."""
+        self.start_over()
+        self._staging.take_away(self._note_path)
+        self._staging.take_away(self._home)
+
     # --- what the transport does with it ----------------------------------------------
 
     def headers(self) -> dict[str, str]:

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from asyncfetch import _dataset, _store
+from asyncfetch import _dataset, _files, _store
 from asyncfetch._dataset import View, Writer
 from asyncfetch._store import CRASH_POINTS
 from asyncfetch._verify import verify
@@ -174,16 +175,24 @@ TAKEOVER |= {"open-announced", "items-linked", "part-linked"}
 
 
 @pytest.mark.parametrize(
-    "stops",
-    [steps_of("items", "part"), steps_of("follow", "items")],
-    ids=["rows", "follow-ups"],
+    ("stops", "files"),
+    [
+        (steps_of("items", "part"), None),
+        (steps_of("follow", "items"), None),
+        (frozenset({"note-staged", "note-durable", "file-linked"}), "_files"),
+    ],
+    ids=["rows", "follow-ups", "files"],
 )
 def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
-    stops: frozenset[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stops: frozenset[str],
+    files: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
     begun = tmp_path / "begun"
-    writer = Writer.open(begun, made_up.RECORD, made_up.SCHEMA)
+    record = replace(made_up.RECORD, files=files)
+    writer = Writer.open(begun, record, made_up.SCHEMA)
     planned = list(made_up.enumerate_rest(writer))
     for one in planned[:2]:
         writer.add(made_up.result_of(one))
@@ -233,5 +242,6 @@ def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
 
     monkeypatch.setattr(_store, "crash_point", reach)
     monkeypatch.setattr(_dataset, "crash_point", reach)
+    monkeypatch.setattr(_files, "crash_point", reach)
     assert sum(1 for _ in schedules(run)) > 50
     assert ends == {type(None), DatasetError}

@@ -436,7 +436,8 @@ class Client:
     timeout
         Seconds without a byte of progress that end an attempt.
     item_timeout
-        Seconds that an item may take with all its attempts and waits.
+        Seconds that an item may take with all its attempts and waits; for a file that
+        goes on where it broke off, from its last progress on.
     user_agent
         Replaces ``asyncfetch/<version>``.
     contact
