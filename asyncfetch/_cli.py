@@ -416,6 +416,13 @@ def fetch(
     words: Words = None,
     *,
     output: Output,
+    files: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Keep the files themselves there; _files is in the dataset.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", metavar="N", help="Items at most.")
     ] = None,
@@ -444,6 +451,7 @@ def fetch(
         client,
         plan,
         output,
+        files=files,
         quiet=quiet,
         as_json=as_json,
         drain_seconds=drain_seconds,
@@ -576,6 +584,7 @@ def _download(
     as_json: bool,
     drain_seconds: float,
     commit_seconds: float,
+    files: str | None = None,
     only: frozenset[int] | None = None,
 ) -> int:
     import anyio  # noqa: PLC0415
@@ -615,6 +624,7 @@ def _download(
                 stop=stop,
                 drain_seconds=drain_seconds,
                 commit_seconds=commit_seconds,
+                files=files,
                 only=only,
             )
             group.cancel_scope.cancel()
@@ -782,6 +792,9 @@ def status(
     if state.pending:
         print(f"  {'pending':<10} {state.pending:,}")
     print(f"rows: {state.rows:,} in {state.parts:,} parts, {state.bytes / 1e6:,.1f} MB")
+    if plan.files is not None:
+        size = f"{state.files:,}, {state.file_bytes / 1e6:,.1f} MB"
+        print(f"files: {size} in {plan.files}")
     for one in lines:
         print(f"failed: {one.key}: {one.error_class}: {one.error} ({one.url})")
     hidden = state.items.get("failed", 0) - len(lines)
@@ -815,9 +828,10 @@ def verify(
         print(f"{one.where}: {one.code}: {one.text}")
     if not problems:
         state = open_dataset(dest).state()
+        files = f" and {state.files:,} files" if state.files else ""
         print(
             f"{dest}: {state.rows:,} rows of {sum(state.items.values()):,} items "
-            f"in {state.parts:,} parts agree"
+            f"in {state.parts:,} parts{files} agree"
         )
     elif repair:
         _note(f"removed what cannot be trusted; asyncfetch resume {dest} fetches it")

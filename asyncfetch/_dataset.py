@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from asyncfetch._files import OWN, Files
 from asyncfetch._ledger import (
     FORMAT,
     GROUP_ITEMS,
@@ -61,10 +62,12 @@ from asyncfetch._ledger import (
 from asyncfetch._model import (
     Block,
     FailedItem,
+    Item,
     ItemResult,
     Json,
     PlannedItem,
 )
+from asyncfetch._names import Names
 from asyncfetch._store import RECORDS, LocalStore, Lock, Staging, crash_point
 from asyncfetch.errors import DatasetError
 
@@ -82,10 +85,11 @@ PART_ROWS = 1_000_000
 PART_BYTES = 128 * 1024 * 1024
 
 
-def _plan_row(planned: PlannedItem) -> tuple[Any, ...]:
+def _plan_row(planned: PlannedItem, *, with_file: bool) -> tuple[Any, ...]:
     item = planned.item
+    request = item.request.to_json(with_file=with_file)
     context = json.dumps(dict(item.context), separators=(",", ":"))
-    return planned.ordinal, item.key, item.request.to_json(), context, planned.parent
+    return planned.ordinal, item.key, request, context, planned.parent
 
 
 def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
@@ -198,6 +202,13 @@ class Writer:
         self._keys = KeySet()
         self._ledger = Ledger(store, record.limit, self._keys)
         self._ledger.tidy()
+        self.files: Files | None = None
+        if record.files is not None:
+            self.files = Files(store, staging, record.files, beat=lock.beat)
+            self.files.recall(self._ledger.stored)
+            self._names = Names()
+            for path in self._ledger.paths():
+                self._names.take(path)
         self._taken = KeySet() if row_key is None else self._row_keys(row_key)
         # The commit that is open, and what waits in memory to join it.
         self._commits = 0
@@ -207,6 +218,7 @@ class Writer:
         self._batches: list[pa.RecordBatch] = []
         self._item_rows: list[tuple[Any, ...]] = []
         self._found: list[PlannedItem] = []
+        self._kept: list[ItemResult] = []
         self._queued_rows = 0
         self._queued_bytes = 0
         self._open_rows = 0
@@ -223,6 +235,7 @@ class Writer:
         *,
         row_key: str | None = None,
         seal_seconds: float = 30.0,
+        stores_files: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Self:
@@ -240,6 +253,8 @@ class Writer:
         seal_seconds
             A commit is due so long after the first result that it will hold, or after
             2 % of the run's age when that is longer (10 minutes at most).
+        stores_files
+            Whether files are stored in the dataset when nothing else was said.
         clock, sleep
             Seconds that only grow, and how to wait for another writer.
 
@@ -267,6 +282,8 @@ class Writer:
             agreed = _agreed(store, record, schema)  # nobody else changes it now
             if agreed is record:  # the dataset begins
                 agreed = replace(record, row_key=row_key, format=FORMAT)
+            if agreed.files is None and stores_files:
+                agreed = replace(agreed, files=OWN)
             writer = cls(
                 store,
                 staging,
@@ -368,11 +385,11 @@ class Writer:
         ledger = self._ledger
         first = ledger.next_ordinal
         planned = [
-            PlannedItem(ordinal=ordinal, item=block.items[place])
+            PlannedItem(ordinal=ordinal, item=self._named(block.items[place]))
             for ordinal, place in enumerate(np.flatnonzero(fresh), first)
         ]
         file = StagedFile(self._staging, "block.plan", PLAN_SCHEMA)
-        file.write(_table([_plan_row(one) for one in planned], PLAN_SCHEMA))
+        file.write(self._plan_rows(planned))
         metadata = {"asyncfetch.cursor": json.dumps(block.cursor)}
         if not ledger.blocks:  # by which an edited plan.json can be told and mended
             metadata["asyncfetch.plan"] = self.record.to_json()
@@ -382,6 +399,11 @@ class Writer:
         if planned:
             room = ledger.plan_roots(np.arange(first, first + len(planned)))
         return planned[:room]
+
+    def _plan_rows(self, planned: list[PlannedItem]) -> pa.Table:
+        with_file = self.files is not None
+        rows = [_plan_row(one, with_file=with_file) for one in planned]
+        return _table(rows, PLAN_SCHEMA)
 
     def _publish_plan(
         self,
@@ -431,7 +453,7 @@ class Writer:
                 list(result.diagnostics),
                 detail,
                 [one.ordinal for one in found],
-                None,
+                self._keep(result),
                 self._stem + ".parquet" if rows else None,
             )
         )
@@ -445,6 +467,15 @@ class Writer:
         self._open_items += 1
         return found
 
+    def _keep(self, result: ItemResult) -> str | None:
+        """Queue the file of a result; what its items row says of it."""
+        if result.kept is None or self.files is None:
+            return None
+        self._kept.append(result)
+        if isinstance(result.kept.data, bytes):
+            self._queued_bytes += len(result.kept.data)
+        return self.files.label(result.kept.path)
+
     @property
     def _stem(self) -> str:
         return f"part-{self.run}-{self._commits:05d}"
@@ -457,9 +488,19 @@ class Writer:
         first = self._ledger.next_ordinal
         self._ledger.plan_found(range(first, first + len(items)))
         return [
-            PlannedItem(ordinal=first + n, item=item, parent=result.ordinal)
+            PlannedItem(
+                ordinal=first + n, item=self._named(item), parent=result.ordinal
+            )
             for n, item in enumerate(items)
         ]
+
+    def _named(self, item: Item) -> Item:
+        """*item* as it joins the plan: the name of its file is safe and its alone."""
+        wish = item.request.file
+        if wish is None or self.files is None:
+            return item
+        wish = replace(wish, path=self._names.give(wish.path, item.key))
+        return replace(item, request=replace(item.request, file=wish))
 
     def _without_taken(
         self, batches: tuple[pa.RecordBatch, ...]
@@ -494,15 +535,20 @@ class Writer:
         )
 
     def flush(self) -> None:
-        """Move what waits in memory to the open files under ``tmp/<run>/``."""
+        """Move what waits in memory to the open files under ``tmp/<run>/``.
+
+        Stored files go to their places, before anything speaks of them.
+        """
+        if self.files is not None and self._kept:
+            self.files.publish(self._kept)
+            self._kept = []
         if self._batches:
             self._flush_rows()
         if self._found:
             if self._follow is None:
                 self._open_found = self._found[0].ordinal
                 self._follow = StagedFile(self._staging, "follow.plan", PLAN_SCHEMA)
-            rows = [_plan_row(one) for one in self._found]
-            self._follow.write(_table(rows, PLAN_SCHEMA))
+            self._follow.write(self._plan_rows(self._found))
         if self._item_rows:
             self._flush_items()
         self._batches, self._found, self._item_rows = [], [], []
@@ -584,6 +630,8 @@ class Writer:
         if part is not None:
             self._staging.publish(part.name, str(commit.part), "part")
         self._ledger.commits.append(commit)
+        if self.files is not None:
+            self.files.committed()
         self._commits += 1
         self._part = self._items = self._follow = None
         self._open_rows = self._open_items = 0
@@ -623,7 +671,14 @@ class Writer:
             self._flush_items()
             self._commit()
         crash_point("finish-sealed")
+        if self.files is not None:
+            self._tidy(self.files)
         leave_report(self._staging, report, self._ledger)
+
+    def _tidy(self, files: Files) -> None:
+        files.forget(self._ledger.stored)
+        if not self.wants_more and self.ended == self.planned:
+            files.tidy()
 
     def close(self) -> None:
         """Let others write. What was not committed is gone."""
@@ -757,7 +812,16 @@ def _agreed(
         with opened(store.path(parts[0])) as file:
             _check_columns(file.schema_arrow, schema, root)
     limit = stored.limit if record is None else record.limit
-    return replace(stored, limit=limit, schema_id=schema_id(schema))
+    files = stored.files
+    if record is not None and record.files not in {None, files}:
+        if store.names(PLAN):  # what was fetched lies elsewhere, or nowhere
+            raise DatasetError(
+                f"expected the files of {root} in {files or 'no place'}, as it was "
+                f"begun, got {record.files}: choose another directory for the dataset",
+                is_usage=True,
+            )
+        files = record.files
+    return replace(stored, limit=limit, schema_id=schema_id(schema), files=files)
 
 
 def _refuse_other_content(store: LocalStore) -> None:
@@ -811,6 +875,9 @@ class State:
     parts: int
     bytes: int
     """Length of the parts."""
+    files: int = 0
+    """Files that are stored."""
+    file_bytes: int = 0
 
 
 class View:
@@ -916,6 +983,7 @@ class View:
         """How far it has come."""
         ledger = self._ledger
         items = ledger.counts()
+        files, file_bytes = (0, 0) if self.plan.files is None else ledger.files()
         return State(
             items=items,
             planned=ledger.planned,
@@ -924,6 +992,8 @@ class View:
             rows=ledger.rows,
             parts=ledger.parts,
             bytes=sum(commit.size for commit in ledger.commits),
+            files=files,
+            file_bytes=file_bytes,
         )
 
 

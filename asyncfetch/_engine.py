@@ -28,7 +28,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -41,26 +41,31 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from asyncfetch._dataset import Writer
 from asyncfetch._decode import as_schema, document, without_taken_keys
-from asyncfetch._exchange import Exchange, ignore
+from asyncfetch._exchange import Answer, Exchange, ignore
+from asyncfetch._files import Files, directory_of
 from asyncfetch._ledger import PlanRecord, cut_short, destination, schema_id
 from asyncfetch._model import (
     Ask,
     Block,
     Committed,
+    Decoded,
     Event,
     FailedItem,
     Item,
     ItemEnded,
     ItemResult,
     Json,
+    Kept,
     Observer,
     Outcome,
     Planned,
     PlannedItem,
     Report,
     RequestSent,
+    Response,
     Retrying,
     Source,
+    Stores,
 )
 from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch._version import __version__
@@ -104,6 +109,8 @@ class Plan:
     """Items at most."""
     source: Source
     exchange: Exchange
+    files: Stores = "none"
+    """Whether its items are files, and when their bytes are stored."""
 
     @property
     def name(self) -> str:
@@ -290,7 +297,9 @@ class Run:
         observe: Observer,
         spool_dir: Path | None = None,
         guard: anyio.Lock | None = None,
+        files: Files | None = None,
     ) -> None:
+        self._files = files
         self._plan = plan
         self._journal = journal
         self._as_records = as_records
@@ -435,7 +444,8 @@ class Run:
                             key=result.key,
                             outcome=result.outcome,
                             rows=result.rows,
-                            bytes=result.bytes,
+                            # None came for a file that lay there.
+                            bytes=result.bytes if result.attempts else 0,
                         )
                     )
                     await _send(self._report, result)
@@ -451,18 +461,21 @@ class Run:
         item = planned.item
         exchange = self._plan.exchange
         started = time.monotonic()
+        kept = None
+        fetched_at = None
         try:
-            answer = await exchange.ask(
-                item.request,
-                lambda chunks, _response: self._plan.source.decode(
-                    item, chunks, as_records=self._as_records
-                ),
-                interactive=self._interactive,
-                impatient=self._interactive or not self._reached,
-                spool_dir=self._spool_dir,
-                observe=self._observe,
-                sleep=self._rest,
-            )
+            if self._files is not None and item.request.file is not None:
+                answer, kept, fetched_at = await self._fetch_file(self._files, planned)
+            else:
+                answer = await exchange.ask(
+                    item.request,
+                    lambda chunks, _response: self._decode(item, chunks),
+                    interactive=self._interactive,
+                    impatient=self._interactive or not self._reached,
+                    spool_dir=self._spool_dir,
+                    observe=self._observe,
+                    sleep=self._rest,
+                )
         except AsyncfetchError as error:
             self._note_failure(error)
             return ItemResult(
@@ -491,19 +504,67 @@ class Run:
             batches=value.batches,
             records=value.records,
             follow_up=value.follow_up,
-            http_status=response.status,
+            http_status=response.status or None,
             bytes=response.body.size,
             sha256=response.body.sha256,
             etag=response.headers.get("ETag"),
             last_modified=response.headers.get("Last-Modified"),
             attempts=answer.attempts,
             elapsed=answer.elapsed,
-            fetched_at=datetime.now(UTC),
+            fetched_at=fetched_at or datetime.now(UTC),
             diagnostics=value.diagnostics,
             detail=value.detail,
+            kept=kept,
         )
 
+    def _decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
+        return self._plan.source.decode(item, chunks, as_records=self._as_records)
+
+    async def _fetch_file(
+        self, files: Files, planned: PlannedItem
+    ) -> tuple[Answer[Decoded], Kept, datetime | None]:
+        """The answer of an item that is a file, and its bytes.
+
+        What lies in its place already is taken when it is known to be the file.
+        """
+        item, exchange = planned.item, self._plan.exchange
+        assert item.request.file is not None
+        path, url = item.request.file.path, exchange.base_url + item.request.target
+
+        def consume(chunks: Iterator[bytes], _response: Response) -> Decoded:
+            return self._decode(item, chunks)
+
+        found = await files.find(planned)
+        if found is not None and found.is_proved:
+            there = replace(found.response, url=found.response.url or url)
+            value = await exchange.consume(item.request, there, consume)
+            kept = Kept(path=path, data=files.root / path)
+            answer = Answer(value=value, response=there, attempts=0, elapsed=0.0)
+            return answer, kept, found.fetched_at
+        partial = files.partial(planned, url)
+        try:
+            answer = await exchange.ask(
+                item.request,
+                consume,
+                interactive=self._interactive,
+                impatient=self._interactive or not self._reached,
+                spool_dir=self._spool_dir,
+                observe=self._observe,
+                sleep=self._rest,
+                partial=partial,
+            )
+        finally:
+            partial.close()
+        body = answer.response.body
+        if found is None:
+            return answer, Kept(path=path, data=body.data), None
+        if found.response.body.sha256 != body.sha256:
+            raise files.occupied(path)
+        return answer, Kept(path=path, data=files.root / path), None
+
     def _note_failure(self, error: AsyncfetchError) -> None:
+        if isinstance(error, DatasetError) and not getattr(error, "is_of_item", False):
+            raise error
         if getattr(error, "is_fatal", False) or isinstance(error, ConfigurationError):
             raise error
         if not isinstance(error, TransportError):
@@ -763,6 +824,7 @@ async def download(
     plan: Plan,
     dest: str | Path,
     *,
+    files: str | Path | None = None,
     only: frozenset[int] | None = None,
     progress: bool = False,
     observe: Observer | None = None,
@@ -776,6 +838,10 @@ async def download(
     ----------
     dest
         A directory; made if it is not there.
+    files
+        A directory for the exact bytes of items that are files: ``_files`` is the one
+        in the dataset. It is remembered; by default it is what the dataset says, and
+        for most tables that no bytes are stored.
     only
         Ordinals of the items to ask for, of those that have failed or are missing;
         nothing else is asked then. By default everything that is not there, and
@@ -807,6 +873,7 @@ async def download(
             return await download(
                 plan,
                 dest,
+                files=files,
                 only=only,
                 observe=_both(bar, observe),
                 stop=stop,
@@ -814,14 +881,24 @@ async def download(
                 commit_seconds=commit_seconds,
             )
     source = plan.source
+    if files is not None and plan.files == "none":
+        raise ConfigurationError(
+            f"{plan.name} has no files: ask without a directory for them"
+        )
     opened: list[Writer] = []  # here also when the call is cancelled while it opens
+
+    def record() -> PlanRecord:
+        if files is None:
+            return plan.record()
+        return replace(plan.record(), files=directory_of(files, destination(dest)))
 
     def open_writer() -> None:
         opened.append(
             Writer.open(
                 dest,
-                plan.record(),
+                record(),
                 source.schema,
+                stores_files=plan.files == "always",
                 row_key=source.row_key,
                 seal_seconds=commit_seconds,
             )
@@ -874,6 +951,7 @@ class _Download:
             observe=tally.see,
             spool_dir=writer.spool_dir,
             guard=self._guard,
+            files=writer.files,
         )
 
     async def run(self, stop: anyio.Event | None, drain_seconds: float) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -42,6 +42,7 @@ from asyncfetch._model import (
     Response,
     Retrying,
 )
+from asyncfetch._partial import PROGRESS, Partial
 from asyncfetch._retry import BULK, INTERACTIVE, is_transient
 from asyncfetch._threads import in_thread
 from asyncfetch._transport import Transport, discard, is_loopback
@@ -105,7 +106,8 @@ class Exchange:
     timeout
         Seconds without a byte of progress that end an attempt.
     item_timeout
-        Seconds that a question may take with all its attempts and waits.
+        Seconds that a question may take with all its attempts and waits; for a file
+        that goes on where it broke off, from its last progress on.
     auth
         Credentials for the service, if it is to know who asks. They go to the origin of
         *base_url* alone, and into no event, log line, error or record.
@@ -182,6 +184,7 @@ class Exchange:
         spool_dir: Path | None = None,
         observe: Observer = ignore,
         sleep: Callable[[float], Awaitable[object]] | None = None,
+        partial: Partial | None = None,
     ) -> Answer[T]:
         """Return what *consume* makes of the proved content of the answer.
 
@@ -191,83 +194,114 @@ class Exchange:
         given up soon when the host is down (the same, unless said). *sleep* is awaited
         between two attempts, with the seconds to wait (of the gate, unless said).
 
+        With *partial* the body is a file that is to be kept: its exact bytes come, over
+        several attempts if need be, and are still in *partial* afterwards. Each attempt
+        that brings it on gives the question its tries and its time anew.
+
         Raises
         ------
         AsyncfetchError
             The last attempt's failure, with ``attempts`` as an attribute.
         """
-        impatient = interactive if impatient is None else impatient
-        policy = INTERACTIVE if impatient else BULK
         started = time.monotonic()
-        unproved: str | None = None  # checksum of a body whose end nothing proved
         asking = _Asking(
             interactive=interactive,
-            impatient=impatient,
+            impatient=interactive if impatient is None else impatient,
             until=started + self._item_timeout,
             place=self.gate.question(),
             spool_dir=spool_dir,
             observe=observe,
+            partial=partial,
         )
-        attempt = tries = 0
+        if partial is not None:
+            if there := await self._recovered(request, consume, partial):
+                return there
+            asking.reached = partial.size
         while True:
-            attempt += 1
-            tries += 1
+            asking.attempts += 1
+            asking.tries += 1
             try:
-                response = await self._send(request, asking)
-                try:
-                    # Whoever waits for the slot sends first: decoding keeps the loop.
-                    await asyncio.sleep(0)
-                    known, unproved = unproved, _unproved(request, response)
-                    if unproved is not None and unproved != known:
-                        raise IntegrityError(
-                            f"nothing shows that the {response.body.size} bytes from "
-                            f"{response.url} are all; a second answer must be the same"
-                        )
-                    value = await self._consume(request, response, consume)
-                finally:
-                    await discard(response.body)
+                value, response = await self._answered(request, consume, asking)
                 return Answer(
                     value=value,
                     response=response,
-                    attempts=attempt,
+                    attempts=asking.attempts,
                     elapsed=time.monotonic() - started,
                 )
             except AsyncfetchError as error:
                 scrub(error, self._secrets())
-                error.__dict__["attempts"] = attempt
-                delay: float | None
-                if asking.is_rejected:
-                    # A full server is not a failing one; the gate waits, and whoever
-                    # was rejected keeps his place in the queue.
-                    tries, delay = 0, self.gate.pause_left()
-                elif asking.is_excused and not impatient:
-                    tries -= 1  # the host is down: the gate waits until it is back
-                    delay = policy.delay(1, error, self._rng)
-                    asking.place = self.gate.question()
-                else:
-                    delay = policy.delay(tries, error, self._rng)
-                    asking.place = self.gate.question()
-                    if delay is not None:
-                        delay = max(delay, self.gate.retry())
-                if (
-                    delay is None
-                    or not request.is_read
-                    or _is_final(error)
-                    or delay * self.gate.second > asking.left()
-                    or (impatient and delay > IMPATIENCE)
-                ):
+                error.__dict__["attempts"] = asking.attempts
+                delay = self._delay(error, asking)
+                if delay is None or not request.is_read:
                     raise
                 failed = str(error)
             observe(
                 Retrying(
                     url=self.shown_url(request),
-                    attempt=attempt,
+                    attempt=asking.attempts,
                     delay=delay,
                     error=failed,
                 )
             )
             if not asking.is_rejected:
                 await (sleep or self.gate.sleep)(delay)
+
+    async def _answered(
+        self,
+        request: Request,
+        consume: Callable[[Iterator[bytes], Response], T],
+        asking: _Asking,
+    ) -> tuple[T, Response]:
+        response = await self._send(request, asking)
+        try:
+            # Whoever waits for the slot sends first: decoding keeps the loop.
+            await asyncio.sleep(0)
+            known, asking.unproved = asking.unproved, _unproved(request, response)
+            if asking.unproved is not None and asking.unproved != known:
+                raise IntegrityError(
+                    f"nothing shows that the {response.body.size} bytes from "
+                    f"{response.url} are all; a second answer must be the same"
+                )
+            if asking.partial is None:
+                value = await self.consume(request, response, consume)
+            else:
+                value = await self._consume_file(
+                    request, response, consume, asking.partial
+                )
+        finally:
+            if asking.partial is None:
+                await discard(response.body)
+        return value, response
+
+    def _delay(self, error: AsyncfetchError, asking: _Asking) -> float | None:
+        """Seconds until the next attempt, or None when there is to be none."""
+        policy = INTERACTIVE if asking.impatient else BULK
+        partial = asking.partial
+        if partial is not None and partial.size >= asking.reached + PROGRESS:
+            asking.tries, asking.reached = 1, partial.size
+            asking.until = time.monotonic() + self._item_timeout
+        delay: float | None
+        if asking.is_rejected:
+            # A full server is not a failing one; the gate waits, and whoever was
+            # rejected keeps his place in the queue.
+            asking.tries, delay = 0, self.gate.pause_left()
+        elif asking.is_excused and not asking.impatient:
+            asking.tries -= 1  # the host is down: the gate waits until it is back
+            delay = policy.delay(1, error, self._rng)
+            asking.place = self.gate.question()
+        else:
+            delay = policy.delay(asking.tries, error, self._rng)
+            asking.place = self.gate.question()
+            if delay is not None:
+                delay = max(delay, self.gate.retry())
+        if (
+            delay is None
+            or _is_final(error)
+            or delay * self.gate.second > asking.left()
+            or (asking.impatient and delay > IMPATIENCE)
+        ):
+            return None
+        return delay
 
     async def _send(self, request: Request, asking: _Asking) -> Response:
         """One attempt; a second one when other credentials may help."""
@@ -319,7 +353,8 @@ class Exchange:
         return current
 
     async def _renew(self, auth: Auth, asking: _Asking) -> None:
-        asking = replace(asking, interactive=True, place=self.gate.question())
+        place = self.gate.question()
+        asking = replace(asking, interactive=True, place=place, partial=None)
         steps = auth.renew()
         try:
             request = next(steps)
@@ -335,7 +370,7 @@ class Exchange:
                         is_fatal=True,
                     ) from error
                 try:
-                    start = await in_thread(partial(_beginning, response))
+                    start = await in_thread(functools.partial(_beginning, response))
                 finally:
                     await discard(response.body)
                 request = steps.send(Reply(status=response.status, body=start))
@@ -349,6 +384,9 @@ class Exchange:
         headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
         if request.body is not None:
             headers["Content-Type"] = "application/json"
+        partial = asking.partial
+        if partial is not None:
+            headers |= partial.headers()
         async with self.gate.slot(
             interactive=asking.interactive,
             impatient=asking.impatient,
@@ -367,6 +405,7 @@ class Exchange:
                     spool_dir=asking.spool_dir,
                     hops=hops,
                     deadline=asking.left(),
+                    partial=partial,
                 )
             except TransportError as error:
                 hops.failed(error)
@@ -376,16 +415,25 @@ class Exchange:
                 raise
             hops.ended(response.status, response.headers)
         response = replace(response, url=self._hide(response.url))
+        if (
+            asking.partial is not None
+            and response.status == 416
+            and asking.partial.size
+        ):
+            await discard(response.body)
+            return asking.partial.whole_by(response)
         if not 200 <= response.status < 300:
             try:
                 await self._refuse(response)
             finally:
                 await discard(response.body)
+        if partial is not None:
+            response = replace(response, body=partial.exact(response.body))
         return response
 
     async def _refuse(self, response: Response) -> None:
         status = response.status
-        start = await in_thread(partial(_beginning, response))
+        start = await in_thread(functools.partial(_beginning, response))
         says = f"{status} from {response.url}: {excerpt(start)!r}"
         if status in {401, 403}:
             wants = "credentials" if self._auth is None else "other credentials"
@@ -407,12 +455,50 @@ class Exchange:
             retry_after=asked,
         )
 
-    async def _consume(
+    async def _recovered(
+        self,
+        request: Request,
+        consume: Callable[[Iterator[bytes], Response], T],
+        partial: Partial,
+    ) -> Answer[T] | None:
+        """The answer from bytes that an earlier run had received to the last."""
+        there = await partial.recover()
+        if there is None:
+            return None
+        try:
+            value = await self.consume(request, there, consume)
+        except AsyncfetchError:
+            partial.start_over()
+            return None
+        return Answer(value=value, response=there, attempts=0, elapsed=0.0)
+
+    async def _consume_file(
+        self,
+        request: Request,
+        response: Response,
+        consume: Callable[[Iterator[bytes], Response], T],
+        partial: Partial,
+    ) -> T:
+        try:
+            partial.check(response.body)
+            value = await self.consume(request, response, consume)
+        except AsyncfetchError:
+            # What was wrong once is not gone on from.
+            if partial.path is not None:
+                await anyio.to_thread.run_sync(partial.drop)
+            partial.start_over()
+            raise
+        if partial.path is not None:
+            await anyio.to_thread.run_sync(partial.seal)
+        return value
+
+    async def consume(
         self,
         request: Request,
         response: Response,
         consume: Callable[[Iterator[bytes], Response], T],
     ) -> T:
+        """Return what *consume* makes of an answer that is there, once it is proved."""
         body = response.body
         try:
             content = small_content(response)
@@ -454,7 +540,7 @@ class Exchange:
 
 @dataclass(slots=True, kw_only=True)
 class _Asking:
-    """One question on its way: how it is asked, and what became of the last attempt."""
+    """One question on its way: how it is asked, and what became of it so far."""
 
     interactive: bool
     impatient: bool
@@ -464,6 +550,15 @@ class _Asking:
     """In the gate's queue."""
     spool_dir: Path | None
     observe: Observer
+    partial: Partial | None
+    """The file that the answer belongs to."""
+    reached: int = 0
+    """Its size when the tries were counted anew."""
+    attempts: int = 0
+    tries: int = 0
+    """Attempts that count against the question."""
+    unproved: str | None = None
+    """Checksum of a body whose end nothing proved."""
     is_rejected: bool = False
     """Whether the host was full."""
     is_excused: bool = False

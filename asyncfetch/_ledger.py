@@ -44,9 +44,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -181,6 +183,8 @@ class PlanRecord:
     """Column whose value is unique among the rows."""
     format: int = 1
     """2: all files are sealed, and ``row_key`` is told."""
+    files: str | None = None
+    """Where files are stored: ``_files`` in the dataset, or an absolute directory."""
 
     def to_json(self) -> str:
         """Text for people and programs."""
@@ -205,6 +209,7 @@ class PlanRecord:
             and (limit is None or (isinstance(limit, int) and limit >= 0))
             and isinstance(record.row_key, str | None)
             and isinstance(record.format, int)
+            and isinstance(record.files, str | None)
         ):
             raise TypeError("a value is of another type")
         return record
@@ -377,6 +382,19 @@ class Commit:
     def as_replaced(self) -> Replaced:
         """What of it stays known."""
         return Replaced(self.name, self.items, self.rows, int(self.part is not None))
+
+
+class _Path(msgspec.Struct):
+    path: str
+
+
+class _Named(msgspec.Struct):
+    """Of a request in the plan, what its file is called: the rest is not built."""
+
+    file: _Path | None = None
+
+
+_named = msgspec.json.Decoder(_Named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -675,6 +693,31 @@ class Ledger:
                 error=row["error"] or "",
             )
         return [latest[ordinal] for ordinal in sorted(latest)]
+
+    def paths(self) -> Iterator[str]:
+        """Paths of the files that the plan's items are, as far as they count."""
+        for block in self.blocks:
+            with opened(self._store.path(f"{PLAN}/{block.name}")) as file:
+                for batch in file.iter_batches(columns=["ordinal", "request"]):
+                    counts = self.state[batch.column("ordinal").to_numpy()] >= PLANNED
+                    requests = batch.column("request").filter(pa.array(counts))
+                    for text in requests.to_pylist():
+                        if (wish := _named.decode(text).file) is not None:
+                            yield wish.path
+
+    def stored(self, labels: list[str]) -> set[str]:
+        """Of which of the *labels* there are items."""
+        rows = self.items().to_table(
+            columns=["path"], filter=pads.field("path").isin(labels)
+        )
+        return set(rows.column("path").to_pylist())
+
+    def files(self) -> tuple[int, int]:
+        """How many files are stored, and their bytes."""
+        rows = self.items().to_table(
+            columns=["bytes"], filter=pads.field("path").is_valid()
+        )
+        return rows.num_rows, pc.sum(rows.column("bytes")).as_py() or 0
 
     def details(self) -> Iterator[Mapping[str, Any]]:
         """What was learned beside the rows of each item that is ok, in plan order."""

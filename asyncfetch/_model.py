@@ -13,6 +13,7 @@ import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from asyncfetch.errors import AsyncfetchError, ConfigurationError, ItemError
@@ -26,6 +27,20 @@ Json: TypeAlias = (
     "bool | int | float | str | list[Json] | Mapping[str, Json] | None"  # RFC 8259
 )
 Media: TypeAlias = Literal["json", "swc", "bytes"]
+Stores: TypeAlias = Literal["none", "asked", "always"]
+"""Of a table: its items are no files; their bytes are stored on demand; or always."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileWish:
+    """The file that a body is, as the service describes it."""
+
+    path: str
+    """Where it belongs below the directory of files; not safe before a plan took it."""
+    size: int | None = None
+    """Its length in bytes, where the service says it."""
+    checksum: str | None = None
+    """Its MD5, SHA-1 or SHA-256, where the service says it: told apart by length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +57,15 @@ class Request:
     """JSON text to send, if any; a login is one."""
     may_be_absent: bool = False
     """Whether a 404 says that a thing is not there, and not that the URL is wrong."""
+    file: FileWish | None = None
+    """The file that the body is, if it is one."""
 
     @property
     def is_read(self) -> bool:
         """Whether asking twice is harmless."""
         return self.method in {"GET", "HEAD"}
 
-    def to_json(self) -> str:
+    def to_json(self, *, with_file: bool = True) -> str:
         """Compact JSON for the frozen plan; defaults are left out."""
         fields: dict[str, Any] = {"target": self.target, "media": self.media}
         if self.method != "GET":
@@ -57,12 +74,21 @@ class Request:
             fields["body"] = self.body
         if self.may_be_absent:
             fields["may_be_absent"] = True
+        if with_file and self.file is not None:
+            fields["file"] = {
+                name: value
+                for name in ("path", "size", "checksum")
+                if (value := getattr(self.file, name)) is not None
+            }
         return json.dumps(fields, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Request:
         """Undo :meth:`to_json`."""
-        return cls(**json.loads(text))
+        fields = json.loads(text)
+        if "file" in fields:
+            fields["file"] = FileWish(**fields["file"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +205,16 @@ class Outcome(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """The bytes of an item that are to be stored as they came."""
+
+    path: str
+    """Below the directory of files; safe, and this item's alone."""
+    data: bytes | Path
+    """They, or the file that holds them: a partial one, or in its place already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemResult:
     """How one item ended, with its rows."""
 
@@ -205,6 +241,8 @@ class ItemResult:
     error: Exception | None = None
     diagnostics: tuple[str, ...] = ()
     detail: Mapping[str, Any] = field(default_factory=dict)
+    kept: Kept | None = None
+    """What is to be stored beside the rows."""
 
     @property
     def rows(self) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -38,7 +39,7 @@ def _crash_points() -> Iterator[str]:
     yield from ("open-made", "open-locked", "open-announced")
     yield from ("takeover-renamed", "takeover-emptied", "takeover-dropped")
     yield from ("plan-staged", "plan-renamed", "plan-durable")
-    for what in ("block", "follow", "items", "part", "run"):
+    for what in ("block", "follow", "note", "file", "items", "part", "run"):
         for step in ("staged", "linked", "renamed", "durable"):
             yield f"{what}-{step}"
     yield from ("finish-sealed", "close-emptied")
@@ -220,7 +221,7 @@ class Staging:
             crash_point(f"{what}-durable")
 
     def check(self) -> None:
-        """Notice that another run took over.
+        """Go on only while no other run took over.
 
         Raises
         ------
@@ -229,6 +230,22 @@ class Staging:
         """
         with self.fenced():
             self.folder.stat()
+
+    def take_away(self, path: Path) -> None:
+        """Remove a file that may belong to a later run by now; no harm is done then."""
+        gone = self.folder / f"gone-{secrets.token_hex(8)}"
+        try:
+            path.replace(gone)  # a name in a folder that only this run has
+        except FileNotFoundError:
+            self.check()
+            return
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self.check()  # on another disk there is no such step: look, then go
+            path.unlink(missing_ok=True)
+            return
+        gone.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """End: nothing that was not published stays."""

@@ -30,6 +30,7 @@ from yarl import URL
 from asyncfetch._auth import Credentials
 from asyncfetch._body import Body, Proof
 from asyncfetch._model import Response
+from asyncfetch._partial import Partial
 from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch.errors import (
     AsyncfetchError,
@@ -134,8 +135,11 @@ class Transport:
         spool_dir: Path | None,
         hops: Hops,
         deadline: float,
+        partial: Partial | None = None,
     ) -> Response:
         """Return the response to one request, its body received to the last byte.
+
+        A body that belongs to the file *partial* goes there, behind what it holds.
 
         *deadline* is what it may take in all, in seconds from now.
 
@@ -169,7 +173,7 @@ class Transport:
                     sock_read=self._timeout,
                 ),
             ) as answer:
-                received = await self._receive(answer, spool_dir)
+                received = await self._receive(answer, spool_dir, partial)
                 response = Response(
                     status=answer.status,
                     headers=answer.headers,
@@ -280,9 +284,14 @@ class Transport:
         return response
 
     async def _receive(
-        self, answer: aiohttp.ClientResponse, spool_dir: Path | None
+        self,
+        answer: aiohttp.ClientResponse,
+        spool_dir: Path | None,
+        partial: Partial | None,
     ) -> Body:
-        spool = Spool(spool_dir)
+        spool: Spool | Partial = Spool(spool_dir)
+        if partial is not None and partial.begin(answer.status, answer.headers):
+            spool = partial
         pace = _Pace(self._timeout)
         try:
             while piece := await answer.content.readany():
@@ -292,8 +301,10 @@ class Transport:
                     await in_thread(spool.write)
             if spool.path is not None:
                 await in_thread(spool.finish)
+            elif spool is partial:
+                spool.finish()  # in memory: only its length is looked at
         except BaseException:
-            if spool.path is not None:
+            if spool.path is not None or spool is partial:
                 await surely_in_thread(spool.discard)
             raise
         headers = answer.headers

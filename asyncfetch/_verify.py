@@ -52,6 +52,7 @@ from asyncfetch._ledger import (
 )
 from asyncfetch._model import Outcome
 from asyncfetch._store import FOLDERS, RECORDS, LocalStore, Lock, Staging, sync_folder
+from asyncfetch._verify_files import FilesAudit
 from asyncfetch.errors import DatasetError
 
 # At most one counted row of an item has one of these.
@@ -86,7 +87,7 @@ def verify(
 ) -> list[Problem]:
     """Prove that plan, items, parts and reports of a dataset agree.
 
-    Every byte of every file is read, and its checksum compared.
+    Every byte of every file is read, and its checksum compared; stored files too.
 
     Parameters
     ----------
@@ -126,11 +127,13 @@ def verify(
                 staging.check()
             lock.beat()
 
-        audit = _Audit(store, beat)
+        audit = _Audit(store, beat, with_files=True)
         for one in audit.notes:
             note(one)
         problems = audit.problems
         if repair:
+            if audit.files is not None:
+                audit.files.repair(staging, audit.untrusted_items)
             _repair(store, staging, beat, audit)
     finally:
         staging.discard()
@@ -222,7 +225,9 @@ class _Audit:
     these on those plan rows; so distrust spreads until what is left agrees with itself.
     """
 
-    def __init__(self, store: LocalStore, beat: Callable[[], None]) -> None:
+    def __init__(
+        self, store: LocalStore, beat: Callable[[], None], *, with_files: bool = False
+    ) -> None:
         self._store = store
         self._beat = beat
         self._parts = {n: size for n, size in store.names().items() if is_part(n)}
@@ -239,6 +244,9 @@ class _Audit:
         """What plan.json must say."""
         self._record = self._read_record()
         self._sealed = self._record is not None and self._record.format > 1
+        self.files: FilesAudit | None = None
+        if with_files and self._record is not None and self._record.files is not None:
+            self.files = FilesAudit(store, self._record)
         lost_blocks = self._read_plan()
         self._read_commits()
         self._compare_origins()
@@ -247,6 +255,12 @@ class _Audit:
         self._find_strays()
         self._compare_reports()
         self.untrusted += lost_blocks
+
+    @property
+    def untrusted_items(self) -> list[str]:
+        """Names of the items files to remove."""
+        start = f"{ITEMS}/"
+        return [n.removeprefix(start) for n in self.untrusted if n.startswith(start)]
 
     def _tell(self, code: str, where: str, text: str, key: str | None = None) -> None:
         self.problems.append(Problem(code, where, text, key))
@@ -280,8 +294,13 @@ class _Audit:
         if told is not None:
             text = self._store.read_text(PLAN_FILE) or ""
             if is_as_sealed(text):
-                # A limit is a wish of each run, and a new version may add columns.
-                frozen = replace(frozen, limit=told.limit, schema_id=told.schema_id)
+                # Limit and files are wishes of a run; a new version may add columns.
+                frozen = replace(
+                    frozen,
+                    limit=told.limit,
+                    schema_id=told.schema_id,
+                    files=told.files,
+                )
             changed = [
                 f"{one.name} {there!r}, got {here!r}"
                 for one in fields(PlanRecord)
@@ -381,11 +400,10 @@ class _Audit:
             self._claims.append(commit)
             if commit.part is not None and commit.part not in self._parts:
                 waiting.append(audited)
-            elif trouble := self._part_trouble(commit):
-                self._distrust("part", commit, trouble)
-            elif audited.trouble is not None:
-                key, text = audited.trouble
-                self._distrust("rows", commit, text, key)
+                continue
+            if (found := self._trouble_of(audited)) is not None:
+                code, key, text = found
+                self._distrust(code, commit, text, key)
             else:
                 self._trusted[commit.name] = audited
                 void.update(one.name for one in commit.replaces)
@@ -407,6 +425,21 @@ class _Audit:
                 "does not count: a compaction was killed before it removed what it had "
                 "merged; the next run does it",
             )
+
+    def _trouble_of(self, audited: _Audited) -> tuple[str, str | None, str] | None:
+        """Code, key and text for a commit whose part, rows or files are not whole."""
+        commit = audited.commit
+        damage = [] if self.files is None else list(self.files.troubles(commit.name))
+        for one in damage:
+            self._tell(*one)
+        if trouble := self._part_trouble(commit):
+            return "part", None, trouble
+        if audited.trouble is not None:
+            return "rows", *audited.trouble
+        if damage:
+            text = f"expected all its stored files, got {len(damage)} not whole"
+            return "file", None, text
+        return None
 
     def _without_part(self, audited: _Audited) -> None:
         """Find out whether the part of a commit never came, or was taken away."""
@@ -562,6 +595,8 @@ class _Audit:
             self._tell("stray", name, "expected parts, got what no commit knows of")
             if name in self._parts:  # readers take its rows for ours
                 self.untrusted.append(name)
+        for trouble in () if self.files is None else self.files.strays():
+            self._tell(*trouble)
         records = self._store.path(RECORDS)
         known = {
             *(records / name for name in KNOWN),

@@ -7,6 +7,7 @@ the way.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections import deque
@@ -16,12 +17,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pyarrow as pa
 
 from asyncfetch._compact import compact
 from asyncfetch._dataset import View, Writer
 from asyncfetch._ledger import PlanRecord, schema_id
-from asyncfetch._model import Block, Item, ItemResult, Outcome, PlannedItem, Request
+from asyncfetch._model import (
+    Block,
+    FileWish,
+    Item,
+    ItemResult,
+    Kept,
+    Outcome,
+    PlannedItem,
+    Request,
+)
 from asyncfetch.errors import ResponseError
 
 JSON = pa.json_(pa.string())
@@ -53,7 +64,8 @@ MISSING = frozenset({"4"})
 
 
 def item(key: str) -> Item:
-    return Item(key=key, request=Request(target=f"/{key}"), context={"of": key})
+    request = Request(target=f"/{key}", file=FileWish(path=f"some/{key}.txt"))
+    return Item(key=key, request=request, context={"of": key})
 
 
 def block(start: int, stop: int, *, last: bool = False) -> Block:
@@ -106,7 +118,20 @@ def result_of(planned: PlannedItem, **changes: Any) -> ItemResult:
     )
     if key in MISSING:
         result = replace(result, outcome=Outcome.MISSING, http_status=404, detail={})
+    elif planned.item.request.file is not None:
+        result = replace(result, **stored(planned.item.request.file.path, key))
     return replace(result, **changes)
+
+
+def content_of(key: str) -> bytes:
+    return f"the file of {key}".encode()
+
+
+def stored(path: str, key: str) -> dict[str, Any]:
+    """What a result says of a file that is to be stored."""
+    data = content_of(key)
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"bytes": len(data), "sha256": sha256, "kept": Kept(path=path, data=data)}
 
 
 def failure_of(
@@ -117,6 +142,7 @@ def failure_of(
         outcome=Outcome.FAILED,
         batches=(),
         follow_up=(),
+        kept=None,
         error=ResponseError(text, status=503),
         detail={},
     )
@@ -144,7 +170,7 @@ def fetch(writer: Writer, *, seal_every: int = 3) -> list[str]:
 
     def ask(planned: PlannedItem) -> None:
         asked.append(planned.item.key)
-        todo.extend(writer.add(result_of(planned)))
+        todo.extend(writer.add(_in_place(writer, planned, result_of(planned))))
         if len(asked) % 2:
             writer.flush()
         if len(asked) % seal_every == 0:
@@ -160,6 +186,18 @@ def fetch(writer: Writer, *, seal_every: int = 3) -> list[str]:
         ask(todo.popleft())
     writer.finish({"asked": len(asked)})
     return asked
+
+
+def _in_place(writer: Writer, planned: PlannedItem, result: ItemResult) -> ItemResult:
+    """A result whose file a killed run has put in its place is not stored again."""
+    if writer.files is None or result.kept is None:
+        return result
+    found = anyio.run(writer.files.find, planned)
+    if found is None:
+        return result
+    assert found.is_proved, "a file came to its place before a note said so"
+    path = result.kept.path
+    return replace(result, kept=Kept(path=path, data=writer.files.root / path))
 
 
 def download(dest: Path, **changes: Any) -> list[str]:
@@ -193,4 +231,4 @@ if __name__ == "__main__":
     if sys.argv[2:] == ["compact"]:
         compact(sys.argv[1])
     else:
-        download(Path(sys.argv[1]))
+        download(Path(sys.argv[1]), files="_files")

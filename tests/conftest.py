@@ -83,10 +83,13 @@ async def look(call: Callable[..., T], *arguments: object) -> T:
 
 @dataclass
 class Wire:
-    """A raw HTTP server: each request meets the next answer, the last one for ever."""
+    """A raw HTTP server: each request meets the next answer, the last one for ever.
+
+    An answer may be a function of the request's head.
+    """
 
     url: str
-    answers: list[bytes] = field(default_factory=list)
+    answers: list[bytes | Callable[[bytes], bytes]] = field(default_factory=list)
     requests: list[bytes] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     respond: Callable[[bytes, bytes], bytes] | None = None
@@ -130,7 +133,7 @@ def chunked(body: bytes, *, ended: bool = True, headers: str = "") -> bytes:
 
 @asynccontextmanager
 async def open_wire(
-    *answers: bytes, tls: ssl.SSLContext | None = None
+    *answers: bytes | Callable[[bytes], bytes], tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Wire]:
     tcp = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = tcp.extra(anyio.abc.SocketAttribute.local_port)
@@ -158,10 +161,10 @@ async def open_wire(
                 wire.bodies.append(body)
                 if wire.respond is not None:
                     out = wire.respond(head, body)
-                elif len(wire.answers) > 1:
-                    out = wire.answers.pop(0)
                 else:
-                    out = wire.answers[0]
+                    several = len(wire.answers) > 1
+                    given = wire.answers.pop(0) if several else wire.answers[0]
+                    out = given(head) if callable(given) else given
                 if out:
                     await stream.send(out)
                 # One answer a connection, unless it says how long it is.

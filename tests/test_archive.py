@@ -608,6 +608,36 @@ async def test_a_cng_file_is_a_clean_tree(archive, http):
     assert {row[1] for row in rows} <= {"1", "2", "3", "4"}
 
 
+async def test_a_file_is_served_in_parts_and_on_conditions(archive, http):
+    (record,) = archive.truth.neurons(neuron_id=1)
+    url = URL(file_url(archive, record), encoded=True)
+    response, whole = await get(http, str(url))
+    etag, modified = (response.headers[one] for one in ("ETag", "Last-Modified"))
+    size = len(whole)
+
+    async def ask(**headers):
+        sent = {name.replace("_", "-"): text for name, text in headers.items()}
+        async with http.get(url, headers=sent) as response:
+            return response.status, response.headers, await response.read()
+
+    for mark in ({}, {"If_Range": etag}, {"If_Range": modified}):
+        status, headers, body = await ask(Range="bytes=100-", **mark)
+        assert (status, body) == (206, whole[100:])
+        assert headers["Content-Range"] == f"bytes 100-{size - 1}/{size}"
+        assert headers["ETag"] == etag
+    assert (await ask(Range="bytes=5-9"))[2] == whole[5:10]
+    assert (await ask(Range="bytes=-7"))[2] == whole[-7:]
+    for asked in ("bytes=0-1,4-5", "items=0-1", "bytes=-", "bytes=x-"):
+        assert (await ask(Range=asked))[::2] == (200, whole)
+    for mark in ('"other"', f"W/{etag}", "Thu, 21 May 2015 12:00:01 GMT"):
+        assert (await ask(Range="bytes=100-", If_Range=mark))[::2] == (200, whole)
+    status, headers, body = await ask(Range=f"bytes={size}-", If_Range=etag)
+    assert (status, headers["Content-Range"], body) == (416, f"bytes */{size}", b"")
+    assert (await ask(If_None_Match=f'"x", W/{etag}'))[::2] == (304, b"")
+    assert (await ask(If_Modified_Since=modified))[0] == 304
+    assert (await ask(If_None_Match='"x"', If_Modified_Since=modified))[0] == 200
+
+
 async def test_cng_files_differ_as_documented():
     async with testing.serve() as archive:
         swc = archive.truth.swc

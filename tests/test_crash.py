@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from asyncfetch import _dataset, _store
+from asyncfetch import _dataset, _files, _store
 from asyncfetch._dataset import View, Writer
 from asyncfetch._store import CRASH_POINTS
 from asyncfetch._verify import verify
@@ -53,6 +54,13 @@ def assert_whole(dest: Path) -> None:
     assert sorted(keys) == sorted(made_up.KEYS)
     assert verify(dest) == []
     assert list((dest / "_asyncfetch/tmp").iterdir()) == []
+    if View(dest).plan.files is not None:
+        files = made_up.files_in(dest / "_files")
+        assert files == {
+            f"some/{key}.txt": made_up.content_of(key)
+            for key in made_up.KEYS - made_up.MISSING
+        }
+        assert list((dest / "_asyncfetch/partial").iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -169,17 +177,19 @@ TAKEOVER |= {"open-announced", "items-linked", "part-linked"}
 
 @posix
 @pytest.mark.parametrize(
-    ("stops", "has_locks"),
+    ("stops", "has_locks", "files"),
     [
-        (steps_of("items", "part"), True),
-        (steps_of("follow", "items"), True),
-        (steps_of("items", "part"), False),
+        (steps_of("items", "part"), True, None),
+        (steps_of("follow", "items"), True, None),
+        (steps_of("items", "part"), False, None),
+        (frozenset({"note-staged", "note-durable", "file-linked"}), True, "_files"),
     ],
-    ids=["rows", "follow-ups", "lease"],
+    ids=["rows", "follow-ups", "lease", "files"],
 )
 def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
     stops: frozenset[str],
     has_locks: bool,
+    files: str | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -191,7 +201,8 @@ def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
         monkeypatch.setattr(_store.fcntl, "flock", flock)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     begun = tmp_path / "begun"
-    writer = Writer.open(begun, made_up.RECORD, made_up.SCHEMA)
+    record = replace(made_up.RECORD, files=files)
+    writer = Writer.open(begun, record, made_up.SCHEMA)
     planned = list(made_up.enumerate_rest(writer))
     for one in planned[:2]:
         writer.add(made_up.result_of(one))
@@ -241,5 +252,6 @@ def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
 
     monkeypatch.setattr(_store, "crash_point", reach)
     monkeypatch.setattr(_dataset, "crash_point", reach)
+    monkeypatch.setattr(_files, "crash_point", reach)
     assert sum(1 for _ in schedules(run)) > 50
     assert ends == {type(None), DatasetError}

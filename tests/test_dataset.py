@@ -163,7 +163,7 @@ def test_second_run_asks_for_nothing(complete: Path) -> None:
 
 
 def test_planned_items_come_back_as_they_were_frozen(open_writer: OpenWriter) -> None:
-    writer = open_writer()
+    writer = open_writer(record=replace(RECORD, files="_files"))
     frozen = writer.freeze(block(0, 4))
     writer.close()
     assert flat(open_writer().pending()) == frozen
@@ -199,7 +199,7 @@ def test_last_block_may_be_empty(open_writer: OpenWriter) -> None:
 def test_found_item_counts_once_its_parent_is_committed(
     open_writer: OpenWriter,
 ) -> None:
-    writer = open_writer()
+    writer = open_writer(record=replace(RECORD, files="_files"))
     planned = writer.freeze(block(0, 4))
     found = writer.add(result_of(planned[2]))
     assert [(one.item.key, one.parent) for one in found] == [("2a", 2), ("2b", 2)]

@@ -31,6 +31,7 @@ from asyncfetch._model import (
     Limits,
     Request,
     Source,
+    Stores,
 )
 from asyncfetch.errors import ConfigurationError, NotFound
 
@@ -149,6 +150,8 @@ class Description:
     one: Callable[[Any], Request] | None = None
     """The request for one record by its positional id, where there is such."""
     row_key: str | None = None
+    files: Stores = "none"
+    """Whether its items are files, and when their bytes are stored."""
 
     def check(self, filters: Mapping[str, Any]) -> dict[str, Json]:
         """Filters under their proper names as plain JSON, sorted by name.
@@ -371,6 +374,7 @@ class Table:
             limit=limit,
             source=Nothing(source) if [] in checked.values() else source,
             exchange=self._client.exchange,
+            files=self.description.files,
         )
 
     def _plan_of_one(self, key: Any, filters: Mapping[str, Any]) -> _engine.Plan:
@@ -433,7 +437,8 @@ class Client:
     timeout
         Seconds without a byte of progress that end an attempt.
     item_timeout
-        Seconds that an item may take with all its attempts and waits.
+        Seconds that an item may take with all its attempts and waits; for a file that
+        goes on where it broke off, from its last progress on.
     user_agent
         Replaces ``asyncfetch/<version>``.
     contact

@@ -32,6 +32,7 @@ from asyncfetch._model import (
     Block,
     Decoded,
     Enumeration,
+    FileWish,
     Item,
     Json,
     Limits,
@@ -309,9 +310,15 @@ def _trace_item(record: Mapping[str, Any]) -> Item:
     name, archive = record["neuron_name"], record["archive"]
     # Folders are the archive's name in lower case, whole (Wearne_Hof: wearne_hof).
     path = f"/dableFiles/{segment(archive.lower())}/CNG%20version/{segment(name)}"
+    folder, file = archive.replace("/", "_"), name.replace("/", "_")
     return Item(
         key=f"neuron={record['neuron_id']}",
-        request=Request(target=f"{path}.CNG.swc", media="swc", may_be_absent=True),
+        request=Request(
+            target=f"{path}.CNG.swc",
+            media="swc",
+            may_be_absent=True,
+            file=FileWish(path=f"{folder}/CNG version/{file}.CNG.swc"),
+        ),
         context={
             "neuron_id": record["neuron_id"],
             "neuron_name": name,
@@ -374,6 +381,7 @@ class NeuroMorpho(Client):
             summary="Traces: the nodes of the neurons' standardized SWC files",
             item="SWC files",
             item_bytes=70_000,  # the mean over the whole collection
+            files="asked",
             filters=_FILTERS,
             schema=_TRACES,
             source=lambda filters: _Traces(filters=filters),

@@ -18,9 +18,13 @@ from urllib.parse import unquote, urlencode
 from asyncfetch.testing import _traces
 from asyncfetch.testing._answer import Answer, Call, uniforms
 from asyncfetch.testing._neuromorpho_data import Neurons, Record
+from asyncfetch.testing._ranges import validators
 
 _DEFAULT_SIZE, _MAX_SIZE = 50, 500
 _ORIGIN = "http://neuromorpho.org"
+# Whether the service sends validators and takes ranges is not on record; its files lie
+# behind an Apache, and this is what that does. A client must do without them, too.
+_MODIFIED = "Thu, 21 May 2015 12:00:00 GMT"
 
 # The query names are those of the records but for this one.
 _RENAMED = {"Physical_Integrity": "physical_Integrity"}
@@ -211,6 +215,7 @@ class NeuroMorphoService:
         if content is None:
             return _html(404, "Not Found")
         headers = {"Content-Type": "text/plain", "Server": "Apache"}
+        headers |= validators(content, _MODIFIED)
         return Answer(body=content, headers=headers)
 
     def _content(self, folder: str, version: str, file: str) -> bytes | None:

@@ -30,6 +30,7 @@ from asyncfetch.testing._answer import Answer, Call, Framing, Service
 from asyncfetch.testing._faults import Fault, FaultPlan, parse_faults
 from asyncfetch.testing._neuromorpho import NeuroMorphoService
 from asyncfetch.testing._neuroscout import NeuroscoutService
+from asyncfetch.testing._ranges import conditional
 from asyncfetch.testing._truth import Truth
 
 # Bounds the memory of a long simulation: about 8 000 traces, or 100 large bodies.
@@ -192,7 +193,8 @@ class Archive:
         if fault.ending == "reset" and fault.after is None:
             wire.reset()
             return
-        await wire.send(await self._answer(request), fault)
+        answer = conditional(await self._answer(request), request.headers)
+        await wire.send(answer, fault)
 
     def _scripted(self, target: str) -> Fault | None:
         for part, faults in self._scripts:
