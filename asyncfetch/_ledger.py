@@ -3,10 +3,13 @@
 ::
 
     <dest>/part-<run>-<nnnnn>.parquet          rows
+    <dest>/_files/                             items that are files, as they came
     <dest>/_asyncfetch/plan.json               what was asked
                       /plan/<nnnnn>.plan       the items that it comes to
                       /items/part-<run>-<nnnnn>.items   what became of them
                       /runs/<run>.json         reports
+                      /partial/<hash>          large files on their way, with a note
+                      /partial/<run>-<nnnnn>.files   files in place, not committed yet
                       /tmp/<run>/              work in progress of one run
                       /lock
 
