@@ -78,7 +78,9 @@ def partial_in(staging, url, wish=None):
     return Partial(home, staging, f"{url}/file", wish or FileWish(path="file"))
 
 
-async def fetch(wire, staging, *, wish=None, observe=None, partial=None, **options):
+async def fetch(
+    wire, staging, *, wish=None, observe=None, partial=None, impatient=False, **options
+):
     """The bytes that come, and the answer that they come with."""
     asker = exchange(wire.url, **options)
     partial = partial or partial_in(staging, wire.url, wish)
@@ -89,6 +91,7 @@ async def fetch(wire, staging, *, wish=None, observe=None, partial=None, **optio
         return await asker.ask(
             request,
             lambda chunks, _response: b"".join(chunks),
+            impatient=impatient,
             partial=partial,
             spool_dir=staging.folder,
             **({"observe": observe} if observe else {}),
@@ -290,7 +293,7 @@ async def test_a_later_run_goes_on_with_what_is_on_the_disk(room):
     shelf = Shelf(cut=2 * MIB)
     async with open_wire(shelf, b"") as wire:
         with pytest.raises((IntegrityError, OSError)):
-            await fetch(wire, room)
+            await fetch(wire, room, impatient=True)  # to wait for a dead host is long
         wire.answers = [Shelf.__call__.__get__(again := Shelf())]
         found = await fetch(wire, room)
     assert MIB < again.ranges[0] <= 2 * MIB
@@ -325,7 +328,7 @@ SPOILED = {
 async def test_what_cannot_be_trusted_starts_over(room, case):
     async with open_wire(Shelf(cut=2 * MIB), b"") as wire:
         with pytest.raises((IntegrityError, OSError)):
-            await fetch(wire, room)
+            await fetch(wire, room, impatient=True)  # to wait for a dead host is long
         partial = partial_in(room, wire.url)
         SPOILED[case](partial._home)
         wire.answers = [again := Shelf()]
