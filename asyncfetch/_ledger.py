@@ -682,10 +682,12 @@ class Ledger:
 
     def failed(self, limit: int) -> list[FailedItem]:
         """The first items that failed in the end, each with its latest reason."""
-        ordinals = np.flatnonzero(self.state == FAILED)[:limit]
+        # A list, for Arrow to copy: a thread of its own may let go of the filter when
+        # the interpreter has ended, and memory of NumPy aborts the process then.
+        ordinals = np.flatnonzero(self.state == FAILED)[:limit].tolist()
         rows = self.items().to_table(
             columns=["ordinal", "key", "url", "error_class", "error", "fetched_at"],
-            filter=pads.field("ordinal").isin(pa.array(ordinals)),
+            filter=pads.field("ordinal").isin(pa.array(ordinals, pa.int64())),
         )
         latest: dict[int, FailedItem] = {}
         for row in rows.sort_by("fetched_at").to_pylist():
