@@ -30,17 +30,17 @@ FAST_PAUSE = 16.0
 LONGEST_PAUSE = 300.0
 # In flight before anything is known and when nobody named a number: a host that grants
 # five requests at once rejects a few, and not sixteen. It grows by 1 in 32 answers.
-START = 3
+START = 2
 START_GROWTH = 1 / 32
 USED = 0.97  # share of the learned rate that is used; of one learned from little:
 USED_EARLY = 0.95
 STEP = 20  # accepted answers between two steps upward, and more where bursts are large
-LARGEST_STEP = 60
-HOLD = 60  # accepted answers that pay for one rejection before steps begin
+LARGEST_STEP = 100
+HOLD = 80  # accepted answers that pay for one rejection before steps begin
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
-CROWDED = math.log(2.2)  # logarithm of a delay over the calm one: requests queue
-FREE = math.log(1.7)  # and here they do not
+CROWDED = math.log(1.6)  # logarithm of a delay over the calm one: requests queue
+FREE = math.log(1.3)  # and here they do not
 CALM_ANSWERS = 16
 CALM_GAP = 30.0  # seconds between calm probes, doubled up to
 CALM_GAP_MOST = 300.0
@@ -244,7 +244,9 @@ class Pace:
         self._recovered_at = -math.inf  # at first: when the first request left
         self._cycle = 0
         self._idle = 0
-        self._bulk = 0
+        self._bulk = self._first = STEP
+        self._looks = 0
+        self._reach = 0.0
         self._marked_at = 0.0
         self._marked_rate = math.inf
         self._marked = 0
@@ -257,10 +259,11 @@ class Pace:
         self._climbed = False
         self._sure = 0
         self._doubts = 0
+        self._highest = 0.0
         if learned is not None and learned.rate is not None:
             self.granted = learned.rate
             self.rate = USED * learned.rate
-            self._hold, self._bulk, self._sure = HOLD, STEP, 1000
+            self._hold, self._sure = HOLD, 1000
             self._marked_rate = self.rate
 
     # What may leave
@@ -365,6 +368,7 @@ class Pace:
             self.flight.rejected(crowd)
         elif self.in_episode:
             self._burst += 1
+            self._looks += 1
             self._failed_at = self._episode_at = now
             growth = 2 if self._back < FAST_PAUSE else 1.5
             self._back = min(LONGEST_PAUSE, growth * self._back)
@@ -391,7 +395,7 @@ class Pace:
         self.episodes += 1
         if self.episodes == 1 and self.granted is None:
             # It came at once: a burst or a window. Steps wait for as much again.
-            self._bulk = min(LARGEST_STEP, max(3, self._cycle))
+            self._bulk = self._first = min(LARGEST_STEP, max(3, self._cycle))
         else:
             self._learn(now)
         self._back = FIRST_PAUSE
@@ -401,7 +405,7 @@ class Pace:
         self.flight.rejected(crowd)
         self.flight.forget()
         self.in_episode = True
-        self._burst = 1
+        self._burst, self._looks = 1, 0
         self._episode_at = self._episode_from = self._failed_at = now
         self._sure, self._cycle = self._cycle, 0
         self._mark(now)
@@ -409,22 +413,27 @@ class Pace:
     def _learn(self, now: float) -> None:
         """Take what was granted as the host's limit."""
         average = max(self._marked, 0.5) / max(now - self._marked_at, 1e-3)
-        alone = self._cycle >= STEP and self._burst == 1 and not self._climbed
-        self._doubts = self._doubts + 1 if alone else 0
+        if self._cycle < STEP / 2 or self._burst > 2:
+            self._highest = 0.0  # that was no chance
+        is_odd = self.rate < 0.8 * self._highest
+        self._doubts = self._doubts + 1 if is_odd else 0
+        if self.rate < math.inf:
+            self._highest = max(self._highest, self.rate)
         if self.granted is None:
             self.granted = max(average, self._before)
+        elif self._doubts > 2:
+            # Far below what passed before, and still lone rejections: they are not
+            # about the rate.
+            self.granted = 1.25 * self.rate
+            self._tolerance = 2
         elif self._idle > 2 + 0.1 * self._cycle:
             self.granted = max(average, 0.95 * self.granted)  # others bound it
         elif self._climbed:
             self.granted = max(average if self._marked >= 8 else 0.0, self._before)
-        elif self._doubts > 2:
-            # Three times less, and still lone rejections: they are not about the rate.
-            self.granted *= 1.25
-            self._tolerance = 2
         elif self._marked < self._bulk / 4:
             self.granted = max(average, self.granted / 2)
         else:
-            weight = self._marked / (self._marked + self._bulk)
+            weight = self._marked / (self._marked + self._first)
             self.granted += weight * (average - self.granted)
         self._bulk = max(STEP, self._bulk)
         # The wider what was used lay above what was granted, the larger the steps.
@@ -435,19 +444,22 @@ class Pace:
         cycle = max(now - self._recovered_at, 1e-3)
         waited = now - self._episode_from
         whole = self._sure / cycle
-        if self._sure >= STEP and waited > max(WINDOW, 0.3 * cycle):
+        self._reach = 0.0
+        is_long = self._looks > 1 or waited > WINDOW
+        if is_long and waited > 0.3 * cycle and self._sure > 2:
             # It counts in windows, and a whole one was seen. The next began at some
-            # time between the last two looks; steps are as large as that is unsure.
+            # time between the last two looks.
             self.granted = whole
-            failed = max(self._failed_at - self._recovered_at, 1e-3)
-            self._step = min(0.1, max(0.01, (cycle / failed - 1) / 5))
+            unsure = cycle / max(self._failed_at - self._recovered_at, 1e-3)
+            self._reach = min(4.0, unsure) * whole
+            self._step = min(0.1, max(0.01, (unsure - 1) / 4))
         if self.granted is None:
             self.rate = USED_EARLY * max(whole, 1 / cycle)
         else:
             self.rate = (USED if self._sure >= 100 else USED_EARLY) * self.granted
         self.rate = max(self.rate, LOWEST)
         self._hold = 0
-        if self.granted is not None and self._step < 0.03:
+        if self.granted is not None and self._step < 0.03 and not self._reach:
             # Little data, little patience.
             self._hold = min(min(5, self._burst) * HOLD, 4 * self._sure)
         self._tokens = 0.0
@@ -457,13 +469,19 @@ class Pace:
         self._marked_rate = self.rate
 
     def _climb(self, now: float) -> None:
-        each = self._bulk if self._step < 0.03 or self.granted is None else STEP
+        each = self._bulk
+        if self.rate < self._reach:
+            each = min(STEP, max(5, self._first))
         if self._since < self._hold + each:
             return
         self._since = self._hold
         self._before = self.rate
         if self.granted is None:
             self.rate *= 1.25
+        elif self.rate < self._reach:
+            self.rate = min(self._reach, (1 + self._step) * self.rate)
+            if self.rate == self._reach:
+                self._step = 0.01
         else:
             self.rate *= 1 + self._step
             self._step = min(0.1, 2 * self._step)

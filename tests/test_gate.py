@@ -212,7 +212,7 @@ def test_learning_never_exceeds_the_ceiling_nor_the_slots(rate, seed, rejecting,
 
 def test_a_demanded_concurrency_is_used_from_the_start_and_a_default_grows():
     gate = Gate("host", Limits(concurrency=64))
-    assert gate.statistics()["slots"] == 3
+    assert gate.statistics()["slots"] == 2
     gate.set_limits(Limits(concurrency=64))
     assert gate.statistics()["slots"] == 64
 
