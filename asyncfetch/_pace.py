@@ -39,8 +39,11 @@ LARGEST_STEP = 100
 HOLD = 80  # accepted answers that pay for one rejection before steps begin
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
-CROWDED = math.log(1.6)  # logarithm of a delay over the calm one: requests queue
-FREE = math.log(1.3)  # and here they do not
+# Logarithm of a delay over the calm one: above the first requests queue, below the
+# second they do not. Who demands a number gets the second pair: a busy client delays
+# its own answers, and that is no reason to give him less.
+QUEUES = (math.log(1.6), math.log(1.3))
+QUEUES_DEMANDED = (math.log(3.0), math.log(2.0))
 CALM_ANSWERS = 16
 CALM_GAP = 30.0  # seconds between calm probes, doubled up to
 CALM_GAP_MOST = 300.0
@@ -76,6 +79,7 @@ class Flight:
         self.most = most
         self.now = float(most if eager else min(START, most))
         self.starting = not eager
+        self._crowded, self._free = QUEUES_DEMANDED if eager else QUEUES
         self.delay: float | None = None  # logarithm of seconds, as all delays here
         if learned is not None:
             self.now = max(1.0, min(most, learned.concurrency))
@@ -85,6 +89,8 @@ class Flight:
         self._mean = self.delay
         self._slack = 0.0
         self._first: list[float] = []
+        self._lowest = math.inf
+        self._seen = 0
         self._calm: list[float] | None = None
         self._calm_most = 1
         self._calm_from = -math.inf
@@ -101,6 +107,7 @@ class Flight:
         self.most = most
         self.now = min(self.now, most)
         self.starting = False
+        self._crowded, self._free = QUEUES_DEMANDED
 
     @property
     def slots(self) -> int:
@@ -154,17 +161,23 @@ class Flight:
                 self._first.append(took)
                 if len(self._first) == CALM_ANSWERS:
                     self._settle(self._first)
+            # Who began with many in flight has no calm answers: the shortest stands for
+            # them, until delays far above it are a reason for a calm probe.
+            self._lowest = min(self._lowest, took)
+            self._seen += 1
+            if self._seen > CALM_ANSWERS + self.most:
+                self.delay = self._lowest
             self._grow(crowd)
             return
         above = self._mean - self.delay - self._slack
-        if above < FREE:
+        if above < self._free:
             self._grow(crowd)
-        elif above > CROWDED and self.now >= 3:
+        elif above > self._crowded and self.now >= 3:
             if now - self._calm_from > self._calm_gap:
                 self._calm = []
                 self._calm_from = now
                 self._calm_gap = min(CALM_GAP_MOST, 2 * self._calm_gap)
-                self._calm_most = max(1, int(min(self.now, crowd) / 3))
+                self._calm_most = max(1, int(min(self.now, crowd, 12) / 3))
             elif now - self._shrunk_at > 2 * math.exp(self._mean):
                 self._shrunk_at = now
                 self.now = max(2.0, 0.9 * self.now)
@@ -381,7 +394,7 @@ class Pace:
         else:
             if self._hiccups:
                 self._tolerance = 0
-            self._begin(now, crowd)
+            self._begin(now, crowd, overload)
             wait = self._pause() if wait is None else wait
         if wait is not None:
             self.paused_until = max(self.paused_until, now + wait)
@@ -390,14 +403,14 @@ class Pace:
     def _pause(self) -> float:
         return self._back * self._rng.uniform(0.75, 1.25)
 
-    def _begin(self, now: float, crowd: int) -> None:
+    def _begin(self, now: float, crowd: int, overload: bool) -> None:
         self._begun(now)
         self.episodes += 1
         if self.episodes == 1 and self.granted is None:
             # It came at once: a burst or a window. Steps wait for as much again.
             self._bulk = self._first = min(LARGEST_STEP, max(3, self._cycle))
         else:
-            self._learn(now)
+            self._learn(now, overload)
         self._back = FIRST_PAUSE
         if self.granted is not None:
             self._back = min(FIRST_PAUSE, max(2 / self.rate, 0.05))
@@ -410,22 +423,21 @@ class Pace:
         self._sure, self._cycle = self._cycle, 0
         self._mark(now)
 
-    def _learn(self, now: float) -> None:
+    def _learn(self, now: float, overload: bool) -> None:
         """Take what was granted as the host's limit."""
         average = max(self._marked, 0.5) / max(now - self._marked_at, 1e-3)
-        if self._cycle < STEP / 2 or self._burst > 2:
+        if not overload or self._cycle < STEP / 2 or self._burst > 2:
             self._highest = 0.0  # that was no chance
-        is_odd = self.rate < 0.8 * self._highest
-        self._doubts = self._doubts + 1 if is_odd else 0
-        if self.rate < math.inf:
-            self._highest = max(self._highest, self.rate)
+            self._doubts = 0
+        else:
+            self._doubts += self.rate < 0.8 * self._highest
+            self._highest = max(self._highest, min(self.rate, 1e6))
         if self.granted is None:
             self.granted = max(average, self._before)
         elif self._doubts > 2:
-            # Far below what passed before, and still lone rejections: they are not
-            # about the rate.
-            self.granted = 1.25 * self.rate
-            self._tolerance = 2
+            # Far below what passed before, and still lone 503: not about the rate.
+            self.granted = self._highest
+            self._tolerance, self._doubts = 2, 0
         elif self._idle > 2 + 0.1 * self._cycle:
             self.granted = max(average, 0.95 * self.granted)  # others bound it
         elif self._climbed:

@@ -57,7 +57,7 @@ METHODS = ("gate", "AIMD", "AWS", "AutoThrottle")
 # accepted at most.
 BARS = {"window": (0.84, 0.02), "bucket": (0.90, 0.02), "workers": (0.90, 0.02)}
 
-# Name: kind, requests in flight that the user allows (0: the default), the server.
+# Name: kind, requests in flight at most (0: loopback's default), the server.
 Row = tuple[str, int, Callable[[], Server]]
 TABLE: dict[str, Row] = {
     "8 workers, 0.2 s": ("workers", 64, lambda: Workers(fixed(0.2), 8)),
@@ -218,9 +218,8 @@ async def with_gate(
     """Ask through the gate until the time is over; return what it learned."""
     asker = Exchange(url, default=Limits(), limits=Limits())
     asker.gate = gate = Gate(
-        url, Limits(concurrency=16), learned=learned, second=SECOND
+        url, Limits(concurrency=most or 16), learned=learned, second=SECOND
     )
-    gate.set_limits(Limits(concurrency=most or None))
 
     async def work() -> None:
         while True:

@@ -28,7 +28,8 @@ class Clock:
 
 
 async def test_no_more_slots_are_held_than_there_are():
-    gate = Gate("host", Limits(concurrency=3))
+    gate = Gate("host", Limits())
+    gate.set_limits(Limits(concurrency=3))
     held = peak = 0
 
     async def hold():
