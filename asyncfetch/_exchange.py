@@ -246,6 +246,8 @@ class Exchange:
                     or delay * self.gate.second > left
                     or (impatient and delay > IMPATIENCE)
                 ):
+                    if is_excused and not impatient:  # no item could be had now
+                        error.__dict__["is_fatal"] = True
                     raise
                 failed = str(error)
             observe(

@@ -1,5 +1,6 @@
 """When the next request may leave."""
 
+import dataclasses
 import math
 import random
 
@@ -261,6 +262,12 @@ def test_what_was_learned_is_where_the_next_process_starts():
     other = Gate("host", Limits(concurrency=16), learned=known)
     assert other.statistics()["learned_rate"] == pytest.approx(known.rate, abs=1e-3)
     assert other.statistics()["rate"] == pytest.approx(0.97 * known.rate, abs=1e-3)
+    third = Gate("host", Limits(concurrency=16))
+    third.start_from(known)
+    assert third.learned() is None
+    assert third.statistics()["rate"] == other.statistics()["rate"]
+    gate.start_from(dataclasses.replace(known, rate=1e-3))  # it knows better
+    assert gate.learned().rate == known.rate
 
 
 @given(
