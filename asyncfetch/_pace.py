@@ -29,11 +29,11 @@ FIRST_PAUSE = 1.0  # seconds, when a host that is not known says 429 without Ret
 FAST_PAUSE = 16.0
 LONGEST_PAUSE = 300.0
 # In flight before anything is known and when nobody named a number: a host that grants
-# five requests at once rejects a few, and not sixteen. It grows by 1 in 32 answers.
+# five requests at once rejects a few, and not sixteen. It grows by 1 in 24 answers, and
+# by 1 in 4 when a hundred of them speak for the host.
 START = 2
-START_GROWTH = 1 / 32
-USED = 0.97  # share of the learned rate that is used; of one learned from little:
-USED_EARLY = 0.95
+USED = 0.96  # share of the learned rate that is used; of one learned from little:
+USED_EARLY = 0.94
 STEP = 20  # accepted answers between two steps upward, and more where bursts are large
 LARGEST_STEP = 100
 HOLD = 80  # accepted answers that pay for one rejection before steps begin
@@ -143,6 +143,7 @@ class Flight:
 
     def accepted(self, now: float, sent_at: float, took: float, crowd: int) -> None:
         """Note that an answer took *took* seconds with *crowd* in flight."""
+        self._seen += 1
         self._held[crowd] = self._held.get(crowd, 0) + 1
         # Means of logarithms: one slow answer among many is not a queue.
         took = math.log(max(took, 1e-6))
@@ -164,7 +165,6 @@ class Flight:
             # Who began with many in flight has no calm answers: the shortest stands for
             # them, until delays far above it are a reason for a calm probe.
             self._lowest = min(self._lowest, took)
-            self._seen += 1
             if self._seen > CALM_ANSWERS + self.most:
                 self.delay = self._lowest
             self._grow(crowd)
@@ -193,7 +193,7 @@ class Flight:
         if 2 * crowd < self.now or self.now >= self.most:
             return
         if self.starting:
-            self.now += START_GROWTH
+            self.now += 1 / 24 if self._seen < 100 else 1 / 4
         elif self.now + 1 <= self._cap:
             self.now += 1 / self.now
         else:
@@ -392,7 +392,7 @@ class Pace:
             # A lone 503 among answers is a hiccup: it says nothing of the rate.
             self._hiccups += 1
         else:
-            if self._hiccups:
+            if overload and self._hiccups:
                 self._tolerance = 0
             self._begin(now, crowd, overload)
             wait = self._pause() if wait is None else wait

@@ -261,7 +261,7 @@ def test_what_was_learned_is_where_the_next_process_starts():
     assert known.delay == pytest.approx(0.1)
     other = Gate("host", Limits(concurrency=16), learned=known)
     assert other.statistics()["learned_rate"] == pytest.approx(known.rate, abs=1e-3)
-    assert other.statistics()["rate"] == pytest.approx(0.97 * known.rate, abs=1e-3)
+    assert other.statistics()["rate"] == pytest.approx(0.96 * known.rate, abs=1e-3)
     third = Gate("host", Limits(concurrency=16))
     third.start_from(known)
     assert third.learned() is None
@@ -446,7 +446,7 @@ async def test_a_rejected_item_waits_in_the_gate_and_is_asked_first_again():
     (paused,) = [one for one in events if isinstance(one, Paused)]
     assert (paused.seconds, paused.cause) == (3.0, "429 with Retry-After")
     (again,) = [one for one in events if isinstance(one, Retrying)]
-    assert 0 < again.delay <= 3
+    assert 0 <= again.delay <= 3
 
 
 async def test_a_redirect_may_ask_for_a_pause_and_others_may_not():
