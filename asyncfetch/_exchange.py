@@ -41,7 +41,7 @@ from asyncfetch._model import (
     Response,
     Retrying,
 )
-from asyncfetch._retry import BULK, INTERACTIVE
+from asyncfetch._retry import BULK, INTERACTIVE, RetryPolicy
 from asyncfetch._transport import Transport, is_loopback
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
@@ -223,30 +223,22 @@ class Exchange:
                 )
             except AsyncfetchError as error:
                 error.__dict__["attempts"] = attempt
+                is_rejected = hops is not None and hops.is_rejected
+                is_excused = hops is not None and hops.is_excused and not impatient
                 delay: float | None
-                is_excused = hops is not None and hops.is_excused
-                if hops is not None and hops.is_rejected:
-                    # A full server is not a failing one; the gate waits, and whoever
+                if is_rejected:
+                    # A full server is not a failing one: the gate waits, and whoever
                     # was rejected keeps his place in the queue.
                     tries, delay = 0, self.gate.pause_left()
-                elif is_excused and not impatient:
-                    tries -= 1  # the host is down: the gate waits until it is back
-                    delay = policy.delay(1, error, self._rng)
-                    question = self.gate.question()
                 else:
-                    delay = policy.delay(tries, error, self._rng)
+                    tries -= is_excused  # the host is down, whatever is asked
+                    delay = self._delay(error, tries, policy, is_excused=is_excused)
                     question = self.gate.question()
-                    if delay is not None:
-                        delay = max(delay, self.gate.retry())
                 left = started + self._item_timeout - time.monotonic()
-                if (
-                    delay is None
-                    or not request.is_read
-                    or _is_final(error)
-                    or delay * self.gate.second > left
-                    or (impatient and delay > IMPATIENCE)
-                ):
-                    if is_excused and not impatient:  # no item could be had now
+                if delay is None or not request.is_read or _is_final(error):
+                    raise
+                if delay * self.gate.second > left:
+                    if is_excused:  # and so would be the next question
                         error.__dict__["is_fatal"] = True
                     raise
                 failed = str(error)
@@ -255,8 +247,25 @@ class Exchange:
                     url=self._url(request), attempt=attempt, delay=delay, error=failed
                 )
             )
-            if not hops or not hops.is_rejected:
+            if not is_rejected:
                 await self.gate.sleep(delay)
+
+    def _delay(
+        self,
+        error: AsyncfetchError,
+        tries: int,
+        policy: RetryPolicy,
+        *,
+        is_excused: bool,
+    ) -> float | None:
+        """Seconds until the next attempt, or None to give up."""
+        if is_excused:
+            return policy.delay(1, error, self._rng)
+        delay = policy.delay(tries, error, self._rng)
+        if delay is None:
+            return None
+        delay = max(delay, self.gate.retry())
+        return None if policy is INTERACTIVE and delay > IMPATIENCE else delay
 
     async def _send(
         self, request: Request, hops: _Hops, spool_dir: Path | None, left: float
@@ -393,17 +402,16 @@ class _Hops:
             self.is_rejected = is_full
             if wait > 0:
                 self._observe(Paused(host=self._gate.host, seconds=wait, cause=cause))
-        elif status >= 500:
-            kind = _FAILURES.get(status, Failure.QUESTION)
+        elif status in _FAILURES:
             says = f"answers with {status}"
-            self.is_excused = self._gate.failed(self._turn, kind, says)
+            self.is_excused = self._gate.failed(self._turn, _FAILURES[status], says)
         else:
             self._gate.answered(self._turn, self._sent_at, self._took)
 
 
 # A gateway that finds nobody behind it; and one that waited too long, maybe for a
 # question that is too hard.
-_FAILURES = {502: Failure.HOST, 504: Failure.EITHER}
+_FAILURES = {500: Failure.QUESTION, 502: Failure.HOST, 504: Failure.EITHER}
 
 
 def _is_final(error: AsyncfetchError) -> bool:

@@ -231,7 +231,7 @@ async def test_a_server_that_goes_away_ends_the_run_and_keeps_what_came(tmp_path
         api.exchange._rng = Impatient()
         archive.script("/predictor-events", [Fault()] * 3 + [Fault.reset()] * 10_000)
         plan = api.predictor_events.plan(dataset_name="SherlockMerlin")
-        with pytest.raises(asyncfetch.TransportError, match="hung up|not answered"):
+        with pytest.raises(asyncfetch.TransportError, match=r"hung up|not answered"):
             await asyncfetch.download(plan, tmp_path / "e")
         await api.aclose()
     state = (await look(asyncfetch.open_dataset, tmp_path / "e")).state()
