@@ -91,9 +91,6 @@ SPARE_WORKERS = 8
 # half a second and more, and the slots would stand idle. Not more than that, so that a
 # host in trouble is not asked by ever more of them.
 RESTING_WORKERS = 2
-# Items in a row that could not reach the host at all before the run ends: more than a
-# passing hiccup, and the rest of the plan is not burnt against a dead server.
-UNREACHABLE = 20
 HEARTBEAT = 2.0  # seconds; another writer watches for a multiple of it
 
 
@@ -312,7 +309,6 @@ class Run:
         self._settled = anyio.Event()
         self._reached = False  # whether the server has answered anything yet
         self._planner = Planner(plan, observe=observe, spool_dir=spool_dir)
-        self._unreachable = 0
         self._error: BaseException | None = None
         self._scope = anyio.CancelScope()
         self.draining = False
@@ -494,7 +490,7 @@ class Run:
                 error=error,
                 diagnostics=(code,) if (code := getattr(error, "code", "")) else (),
             )
-        self._reached, self._unreachable = True, 0
+        self._reached = True
         value, response = answer.value, answer.response
         return ItemResult(
             ordinal=planned.ordinal,
@@ -568,16 +564,9 @@ class Run:
         if getattr(error, "is_fatal", False) or isinstance(error, ConfigurationError):
             raise error
         if not isinstance(error, TransportError):
-            self._reached, self._unreachable = True, 0
-            return
-        if not self._reached:
+            self._reached = True
+        elif not self._reached:
             raise error
-        self._unreachable += 1
-        if self._unreachable >= UNREACHABLE:
-            raise TransportError(
-                f"{self._plan.exchange.host} could not be reached for {UNREACHABLE} "
-                f"items in a row, last: {error}; run again when it is back"
-            ) from error
 
 
 async def _received(stream: MemoryObjectReceiveStream[T]) -> AsyncGenerator[T]:

@@ -280,28 +280,25 @@ class Exchange:
         if partial is not None and partial.size >= asking.reached + PROGRESS:
             asking.tries, asking.reached = 1, partial.size
             asking.until = time.monotonic() + self._item_timeout
+        is_excused = asking.is_excused and not asking.impatient
         delay: float | None
         if asking.is_rejected:
-            # A full server is not a failing one; the gate waits, and whoever was
+            # A full server is not a failing one: the gate waits, and whoever was
             # rejected keeps his place in the queue.
             asking.tries, delay = 0, self.gate.pause_left()
-        elif asking.is_excused and not asking.impatient:
-            asking.tries -= 1  # the host is down: the gate waits until it is back
-            delay = policy.delay(1, error, self._rng)
-            asking.place = self.gate.question()
         else:
-            delay = policy.delay(asking.tries, error, self._rng)
             asking.place = self.gate.question()
-            if delay is not None:
+            asking.tries -= is_excused  # the host is down, whatever is asked
+            delay = policy.delay(1 if is_excused else asking.tries, error, self._rng)
+            if delay is not None and not is_excused:
                 delay = max(delay, self.gate.retry())
-        if (
-            delay is None
-            or _is_final(error)
-            or delay * self.gate.second > asking.left()
-            or (asking.impatient and delay > IMPATIENCE)
-        ):
+        if delay is None or _is_final(error):
             return None
-        return delay
+        if delay * self.gate.second > asking.left():
+            if is_excused:  # and so would be the next question
+                error.__dict__["is_fatal"] = True
+            return None
+        return None if asking.impatient and delay > IMPATIENCE else delay
 
     async def _send(self, request: Request, asking: _Asking) -> Response:
         """One attempt; a second one when other credentials may help."""
@@ -624,17 +621,17 @@ class _Hops:
                 self._asking.observe(
                     Paused(host=self._gate.host, seconds=wait, cause=cause)
                 )
-        elif status >= 500:
-            kind = _FAILURES.get(status, Failure.QUESTION)
+        elif status in _FAILURES:
             says = f"answers with {status}"
-            self._asking.is_excused = self._gate.failed(self._turn, kind, says)
+            failed = self._gate.failed(self._turn, _FAILURES[status], says)
+            self._asking.is_excused = failed
         else:
             self._gate.answered(self._turn, self._sent_at, self._took)
 
 
 # A gateway that finds nobody behind it; and one that waited too long, maybe for a
 # question that is too hard.
-_FAILURES = {502: Failure.HOST, 504: Failure.EITHER}
+_FAILURES = {500: Failure.QUESTION, 502: Failure.HOST, 504: Failure.EITHER}
 
 
 def _is_final(error: AsyncfetchError) -> bool:

@@ -144,6 +144,7 @@ class Gate:
         )
         rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         self._rng = rng
+        self._demanded = False
         self._pace = Pace(
             concurrency=limits.concurrency or DEFAULT_CONCURRENCY,
             rate=limits.rate,
@@ -190,7 +191,20 @@ class Gate:
             if limits.rate is not None:
                 self._pace.ceiling = limits.rate
             if limits.concurrency is not None:
+                self._demanded = True
                 self._pace.flight.demand(limits.concurrency)
+
+    def start_from(self, learned: Learned) -> None:
+        """Take what was remembered of the host, unless it has said something itself."""
+        with self._guard:
+            if not self._answers and not self._rejections:
+                self._pace = Pace(
+                    concurrency=self.concurrency,
+                    rate=self.rate,
+                    eager=self._demanded,
+                    learned=learned,
+                    rng=self._rng,
+                )
 
     def hint(self, remaining: float | None, reset: float | None) -> None:
         """Take what a server says: *remaining* requests in the next *reset* seconds."""
@@ -326,10 +340,15 @@ class Gate:
         return waiter.crowd
 
     def _late(self, within: float, is_deadline: bool) -> TransportError:
-        left = self._pace.paused_until - self.now()
-        if self._breaker.is_open:
-            why = f"it does not answer, last: {self._breaker.last}"
-        elif left > 0:
+        now = self.now()
+        left = self._pace.paused_until - now
+        if self._breaker.is_open and is_deadline:
+            return TransportError(  # not this item's fault, and others fare no better
+                f"{self.host} has not answered for {now - self._breaker.opened_at:.0f} "
+                f"s, last: {self._breaker.last}; run again when it is back",
+                is_fatal=True,
+            )
+        if left > 0:
             why = f"it is paused for another {left:.1f} s ({self._cause})"
         else:
             why = f"{self._in_flight} requests are in flight"

@@ -306,8 +306,8 @@ class Report:
     seconds: float
     parts: int
     """Parts in the dataset."""
-    gate: Mapping[str, float]
-    """What the gate knows of the host at the end."""
+    gate: Mapping[str, Any]
+    """What the gate knows of the host at the end; plain JSON."""
     failed: tuple[FailedItem, ...] = ()
     """The first 100; all are in the items table."""
     pending: int = 0

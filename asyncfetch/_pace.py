@@ -29,18 +29,21 @@ FIRST_PAUSE = 1.0  # seconds, when a host that is not known says 429 without Ret
 FAST_PAUSE = 16.0
 LONGEST_PAUSE = 300.0
 # In flight before anything is known and when nobody named a number: a host that grants
-# five requests at once rejects a few, and not sixteen. It grows by 1 in 32 answers.
-START = 3
-START_GROWTH = 1 / 32
-USED = 0.97  # share of the learned rate that is used; of one learned from little:
-USED_EARLY = 0.95
+# five requests at once rejects a few, and not sixteen. It grows by 1 in 24 answers, and
+# by 1 in 4 when a hundred of them speak for the host.
+START = 2
+USED = 0.96  # share of the learned rate that is used; of one learned from little:
+USED_EARLY = 0.94
 STEP = 20  # accepted answers between two steps upward, and more where bursts are large
-LARGEST_STEP = 60
-HOLD = 60  # accepted answers that pay for one rejection before steps begin
+LARGEST_STEP = 100
+HOLD = 80  # accepted answers that pay for one rejection before steps begin
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
-CROWDED = math.log(2.2)  # logarithm of a delay over the calm one: requests queue
-FREE = math.log(1.7)  # and here they do not
+# Logarithm of a delay over the calm one: above the first requests queue, below the
+# second they do not. Who demands a number gets the second pair: a busy client delays
+# its own answers, and that is no reason to give him less.
+QUEUES = (math.log(1.6), math.log(1.3))
+QUEUES_DEMANDED = (math.log(3.0), math.log(2.0))
 CALM_ANSWERS = 16
 CALM_GAP = 30.0  # seconds between calm probes, doubled up to
 CALM_GAP_MOST = 300.0
@@ -76,6 +79,7 @@ class Flight:
         self.most = most
         self.now = float(most if eager else min(START, most))
         self.starting = not eager
+        self._crowded, self._free = QUEUES_DEMANDED if eager else QUEUES
         self.delay: float | None = None  # logarithm of seconds, as all delays here
         if learned is not None:
             self.now = max(1.0, min(most, learned.concurrency))
@@ -85,6 +89,8 @@ class Flight:
         self._mean = self.delay
         self._slack = 0.0
         self._first: list[float] = []
+        self._lowest = math.inf
+        self._seen = 0
         self._calm: list[float] | None = None
         self._calm_most = 1
         self._calm_from = -math.inf
@@ -101,6 +107,7 @@ class Flight:
         self.most = most
         self.now = min(self.now, most)
         self.starting = False
+        self._crowded, self._free = QUEUES_DEMANDED
 
     @property
     def slots(self) -> int:
@@ -136,6 +143,7 @@ class Flight:
 
     def accepted(self, now: float, sent_at: float, took: float, crowd: int) -> None:
         """Note that an answer took *took* seconds with *crowd* in flight."""
+        self._seen += 1
         self._held[crowd] = self._held.get(crowd, 0) + 1
         # Means of logarithms: one slow answer among many is not a queue.
         took = math.log(max(took, 1e-6))
@@ -154,17 +162,22 @@ class Flight:
                 self._first.append(took)
                 if len(self._first) == CALM_ANSWERS:
                     self._settle(self._first)
+            # Who began with many in flight has no calm answers: the shortest stands for
+            # them, until delays far above it are a reason for a calm probe.
+            self._lowest = min(self._lowest, took)
+            if self._seen > CALM_ANSWERS + self.most:
+                self.delay = self._lowest
             self._grow(crowd)
             return
         above = self._mean - self.delay - self._slack
-        if above < FREE:
+        if above < self._free:
             self._grow(crowd)
-        elif above > CROWDED and self.now >= 3:
+        elif above > self._crowded and self.now >= 3:
             if now - self._calm_from > self._calm_gap:
                 self._calm = []
                 self._calm_from = now
                 self._calm_gap = min(CALM_GAP_MOST, 2 * self._calm_gap)
-                self._calm_most = max(1, int(min(self.now, crowd) / 3))
+                self._calm_most = max(1, int(min(self.now, crowd, 12) / 3))
             elif now - self._shrunk_at > 2 * math.exp(self._mean):
                 self._shrunk_at = now
                 self.now = max(2.0, 0.9 * self.now)
@@ -180,7 +193,7 @@ class Flight:
         if 2 * crowd < self.now or self.now >= self.most:
             return
         if self.starting:
-            self.now += START_GROWTH
+            self.now += 1 / 24 if self._seen < 100 else 1 / 4
         elif self.now + 1 <= self._cap:
             self.now += 1 / self.now
         else:
@@ -244,7 +257,9 @@ class Pace:
         self._recovered_at = -math.inf  # at first: when the first request left
         self._cycle = 0
         self._idle = 0
-        self._bulk = 0
+        self._bulk = self._first = STEP
+        self._looks = 0
+        self._reach = 0.0
         self._marked_at = 0.0
         self._marked_rate = math.inf
         self._marked = 0
@@ -257,10 +272,11 @@ class Pace:
         self._climbed = False
         self._sure = 0
         self._doubts = 0
+        self._highest = 0.0
         if learned is not None and learned.rate is not None:
             self.granted = learned.rate
             self.rate = USED * learned.rate
-            self._hold, self._bulk, self._sure = HOLD, STEP, 1000
+            self._hold, self._sure = HOLD, 1000
             self._marked_rate = self.rate
 
     # What may leave
@@ -365,6 +381,7 @@ class Pace:
             self.flight.rejected(crowd)
         elif self.in_episode:
             self._burst += 1
+            self._looks += 1
             self._failed_at = self._episode_at = now
             growth = 2 if self._back < FAST_PAUSE else 1.5
             self._back = min(LONGEST_PAUSE, growth * self._back)
@@ -375,9 +392,9 @@ class Pace:
             # A lone 503 among answers is a hiccup: it says nothing of the rate.
             self._hiccups += 1
         else:
-            if self._hiccups:
+            if overload and self._hiccups:
                 self._tolerance = 0
-            self._begin(now, crowd)
+            self._begin(now, crowd, overload)
             wait = self._pause() if wait is None else wait
         if wait is not None:
             self.paused_until = max(self.paused_until, now + wait)
@@ -386,14 +403,14 @@ class Pace:
     def _pause(self) -> float:
         return self._back * self._rng.uniform(0.75, 1.25)
 
-    def _begin(self, now: float, crowd: int) -> None:
+    def _begin(self, now: float, crowd: int, overload: bool) -> None:
         self._begun(now)
         self.episodes += 1
         if self.episodes == 1 and self.granted is None:
             # It came at once: a burst or a window. Steps wait for as much again.
-            self._bulk = min(LARGEST_STEP, max(3, self._cycle))
+            self._bulk = self._first = min(LARGEST_STEP, max(3, self._cycle))
         else:
-            self._learn(now)
+            self._learn(now, overload)
         self._back = FIRST_PAUSE
         if self.granted is not None:
             self._back = min(FIRST_PAUSE, max(2 / self.rate, 0.05))
@@ -401,30 +418,34 @@ class Pace:
         self.flight.rejected(crowd)
         self.flight.forget()
         self.in_episode = True
-        self._burst = 1
+        self._burst, self._looks = 1, 0
         self._episode_at = self._episode_from = self._failed_at = now
         self._sure, self._cycle = self._cycle, 0
         self._mark(now)
 
-    def _learn(self, now: float) -> None:
+    def _learn(self, now: float, overload: bool) -> None:
         """Take what was granted as the host's limit."""
         average = max(self._marked, 0.5) / max(now - self._marked_at, 1e-3)
-        alone = self._cycle >= STEP and self._burst == 1 and not self._climbed
-        self._doubts = self._doubts + 1 if alone else 0
+        if not overload or self._cycle < STEP / 2 or self._burst > 2:
+            self._highest = 0.0  # that was no chance
+            self._doubts = 0
+        else:
+            self._doubts += self.rate < 0.8 * self._highest
+            self._highest = max(self._highest, min(self.rate, 1e6))
         if self.granted is None:
             self.granted = max(average, self._before)
+        elif self._doubts > 2:
+            # Far below what passed before, and still lone 503: not about the rate.
+            self.granted = self._highest
+            self._tolerance, self._doubts = 2, 0
         elif self._idle > 2 + 0.1 * self._cycle:
             self.granted = max(average, 0.95 * self.granted)  # others bound it
         elif self._climbed:
             self.granted = max(average if self._marked >= 8 else 0.0, self._before)
-        elif self._doubts > 2:
-            # Three times less, and still lone rejections: they are not about the rate.
-            self.granted *= 1.25
-            self._tolerance = 2
         elif self._marked < self._bulk / 4:
             self.granted = max(average, self.granted / 2)
         else:
-            weight = self._marked / (self._marked + self._bulk)
+            weight = self._marked / (self._marked + self._first)
             self.granted += weight * (average - self.granted)
         self._bulk = max(STEP, self._bulk)
         # The wider what was used lay above what was granted, the larger the steps.
@@ -435,19 +456,22 @@ class Pace:
         cycle = max(now - self._recovered_at, 1e-3)
         waited = now - self._episode_from
         whole = self._sure / cycle
-        if self._sure >= STEP and waited > max(WINDOW, 0.3 * cycle):
+        self._reach = 0.0
+        is_long = self._looks > 1 or waited > WINDOW
+        if is_long and waited > 0.3 * cycle and self._sure > 2:
             # It counts in windows, and a whole one was seen. The next began at some
-            # time between the last two looks; steps are as large as that is unsure.
+            # time between the last two looks.
             self.granted = whole
-            failed = max(self._failed_at - self._recovered_at, 1e-3)
-            self._step = min(0.1, max(0.01, (cycle / failed - 1) / 5))
+            unsure = cycle / max(self._failed_at - self._recovered_at, 1e-3)
+            self._reach = min(4.0, unsure) * whole
+            self._step = min(0.1, max(0.01, (unsure - 1) / 4))
         if self.granted is None:
             self.rate = USED_EARLY * max(whole, 1 / cycle)
         else:
             self.rate = (USED if self._sure >= 100 else USED_EARLY) * self.granted
         self.rate = max(self.rate, LOWEST)
         self._hold = 0
-        if self.granted is not None and self._step < 0.03:
+        if self.granted is not None and self._step < 0.03 and not self._reach:
             # Little data, little patience.
             self._hold = min(min(5, self._burst) * HOLD, 4 * self._sure)
         self._tokens = 0.0
@@ -457,13 +481,19 @@ class Pace:
         self._marked_rate = self.rate
 
     def _climb(self, now: float) -> None:
-        each = self._bulk if self._step < 0.03 or self.granted is None else STEP
+        each = self._bulk
+        if self.rate < self._reach:
+            each = min(STEP, max(5, self._first))
         if self._since < self._hold + each:
             return
         self._since = self._hold
         self._before = self.rate
         if self.granted is None:
             self.rate *= 1.25
+        elif self.rate < self._reach:
+            self.rate = min(self._reach, (1 + self._step) * self.rate)
+            if self.rate == self._reach:
+                self._step = 0.01
         else:
             self.rate *= 1 + self._step
             self._step = min(0.1, 2 * self._step)

@@ -226,18 +226,16 @@ async def test_a_cancelled_run_leaves_what_ended_and_no_work_in_progress(api, tm
 async def test_a_server_that_goes_away_ends_the_run_and_keeps_what_came(tmp_path):
     async with testing.serve(scale=0.05) as archive:
         api = asyncfetch.Neuroscout(
-            base_url=archive.neuroscout, limits=Limits(concurrency=1)
+            base_url=archive.neuroscout, limits=Limits(concurrency=1), item_timeout=1.0
         )
         api.exchange._rng = Impatient()
         archive.script("/predictor-events", [Fault()] * 3 + [Fault.reset()] * 10_000)
         plan = api.predictor_events.plan(dataset_name="SherlockMerlin")
-        with pytest.raises(
-            asyncfetch.TransportError, match="could not be reached for 20"
-        ):
+        with pytest.raises(asyncfetch.TransportError, match=r"hung up|not answered"):
             await asyncfetch.download(plan, tmp_path / "e")
         await api.aclose()
     state = (await look(asyncfetch.open_dataset, tmp_path / "e")).state()
-    assert state.items["ok"] == 3
+    assert state.items == {"ok": 3}  # whatever met the outage was not spent on it
     assert state.rows > 0
 
 

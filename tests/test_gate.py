@@ -1,5 +1,6 @@
 """When the next request may leave."""
 
+import dataclasses
 import math
 import random
 
@@ -28,7 +29,8 @@ class Clock:
 
 
 async def test_no_more_slots_are_held_than_there_are():
-    gate = Gate("host", Limits(concurrency=3))
+    gate = Gate("host", Limits())
+    gate.set_limits(Limits(concurrency=3))
     held = peak = 0
 
     async def hold():
@@ -212,7 +214,7 @@ def test_learning_never_exceeds_the_ceiling_nor_the_slots(rate, seed, rejecting,
 
 def test_a_demanded_concurrency_is_used_from_the_start_and_a_default_grows():
     gate = Gate("host", Limits(concurrency=64))
-    assert gate.statistics()["slots"] == 3
+    assert gate.statistics()["slots"] == 2
     gate.set_limits(Limits(concurrency=64))
     assert gate.statistics()["slots"] == 64
 
@@ -259,7 +261,13 @@ def test_what_was_learned_is_where_the_next_process_starts():
     assert known.delay == pytest.approx(0.1)
     other = Gate("host", Limits(concurrency=16), learned=known)
     assert other.statistics()["learned_rate"] == pytest.approx(known.rate, abs=1e-3)
-    assert other.statistics()["rate"] == pytest.approx(0.97 * known.rate, abs=1e-3)
+    assert other.statistics()["rate"] == pytest.approx(0.96 * known.rate, abs=1e-3)
+    third = Gate("host", Limits(concurrency=16))
+    third.start_from(known)
+    assert third.learned() is None
+    assert third.statistics()["rate"] == other.statistics()["rate"]
+    gate.start_from(dataclasses.replace(known, rate=1e-3))  # it knows better
+    assert gate.learned().rate == known.rate
 
 
 @given(
