@@ -14,10 +14,18 @@ import functools
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+)
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -32,6 +40,7 @@ from asyncfetch._body import (
 )
 from asyncfetch._gate import Gate, Turn, gate_for
 from asyncfetch._health import Failure
+from asyncfetch._hints import hint_of, speaks_of_limits
 from asyncfetch._model import (
     Event,
     Limits,
@@ -43,6 +52,7 @@ from asyncfetch._model import (
     Retrying,
 )
 from asyncfetch._partial import PROGRESS, Partial
+from asyncfetch._profile import profile_for
 from asyncfetch._retry import BULK, INTERACTIVE, is_transient
 from asyncfetch._threads import in_thread
 from asyncfetch._transport import Transport, discard, is_loopback
@@ -90,6 +100,8 @@ class Answer(Generic[T]):
     attempts: int
     elapsed: float
     """Seconds, waits included."""
+    on_wire: float = 0.0
+    """Seconds from the last attempt's leave to leave until its last byte."""
 
 
 class Exchange:
@@ -146,6 +158,9 @@ class Exchange:
         self.gate = gate_for(
             str(origin), LOOPBACK if is_loopback(origin.host or "") else default, limits
         )
+        self._profile = profile_for(
+            origin.authority, self.gate, is_loopback=is_loopback(origin.host or "")
+        )
         self._max_wait = limits.max_wait
         self._item_timeout = item_timeout
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
@@ -173,6 +188,24 @@ class Exchange:
     def shown_url(self, request: Request) -> str:
         """The URL of *request*, without secrets."""
         return self._hide(self.base_url + request.target)
+
+    @asynccontextmanager
+    async def beside_others(
+        self,
+    ) -> AsyncGenerator[Callable[[], Coroutine[Any, Any, None]]]:
+        """For a run: the host is shared with other processes as long as it lasts.
+
+        Gives what a task of the run calls, to show them that it goes on.
+        """
+        if self._profile is None:
+            yield anyio.lowlevel.checkpoint
+        else:
+            async with self._profile.run():
+                yield self._profile.keep_beating
+
+    async def _join(self) -> None:
+        if self._profile is not None:
+            await self._profile.join()
 
     async def ask(
         self,
@@ -218,6 +251,7 @@ class Exchange:
                 return there
             asking.reached = partial.size
         while True:
+            await self._join()
             asking.attempts += 1
             asking.tries += 1
             try:
@@ -227,6 +261,7 @@ class Exchange:
                     response=response,
                     attempts=asking.attempts,
                     elapsed=time.monotonic() - started,
+                    on_wire=asking.on_wire,
                 )
             except AsyncfetchError as error:
                 scrub(error, self._secrets())
@@ -560,6 +595,8 @@ class _Asking:
     """Whether the host was full."""
     is_excused: bool = False
     """Whether the host was down, which is not the question's fault."""
+    on_wire: float = 0.0
+    """Seconds from the last request's leave to its last byte."""
 
     def left(self) -> float:
         """Seconds until it is given up."""
@@ -592,12 +629,7 @@ class _Hops:
                 raise _come_back(self._gate.host, asked, status)
             cause = f"{status} with Retry-After"
             self._gate.pause(asked, cause)
-            self._asking.observe(
-                Paused(host=self._gate.host, seconds=asked, cause=cause)
-            )
-
-    def _tell_pause(self, seconds: float, cause: str) -> None:
-        self._asking.observe(Paused(host=self._gate.host, seconds=seconds, cause=cause))
+            self._tell_pause(asked, cause)
 
     def failed(self, error: TransportError) -> None:
         """Note that nothing usable came."""
@@ -611,6 +643,7 @@ class _Hops:
 
     def ended(self, status: int, headers: Mapping[str, str]) -> None:
         """Note an answer."""
+        self._asking.on_wire = (self._gate.now() - self._sent_at) * self._gate.second
         if status in {429, 503}:
             asked = retry_after(headers)
             wait, cause, is_full = self._gate.rejected(
@@ -618,15 +651,31 @@ class _Hops:
             )
             self._asking.is_rejected = is_full
             if wait > 0:
-                self._asking.observe(
-                    Paused(host=self._gate.host, seconds=wait, cause=cause)
-                )
-        elif status in _FAILURES:
+                self._tell_pause(wait, cause)
+            if asked is None:  # else that one wins
+                self._take_hint(headers)
+            return
+        self._take_hint(headers)
+        if status in _FAILURES:
             says = f"answers with {status}"
             failed = self._gate.failed(self._turn, _FAILURES[status], says)
             self._asking.is_excused = failed
         else:
             self._gate.answered(self._turn, self._sent_at, self._took)
+
+    def _tell_pause(self, seconds: float, cause: str) -> None:
+        self._asking.observe(Paused(host=self._gate.host, seconds=seconds, cause=cause))
+
+    def _take_hint(self, headers: Mapping[str, str]) -> None:
+        """Let the gate know what an answer says of the host's limits."""
+        if not speaks_of_limits(headers):
+            return
+        hint = hint_of(headers.items(), now=time.time())
+        if hint is None or hint.reset > LONGEST_RETRY_AFTER:
+            return  # the answer to one request too many says what is to be said
+        self._gate.hint(hint.remaining, hint.reset)
+        if (wait := self._gate.pause_left()) > 0:
+            self._tell_pause(wait, "rate limit")
 
 
 # A gateway that finds nobody behind it; and one that waited too long, maybe for a

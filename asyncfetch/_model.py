@@ -307,7 +307,8 @@ class Report:
     parts: int
     """Parts in the dataset."""
     gate: Mapping[str, Any]
-    """What the gate knows of the host at the end; plain JSON."""
+    """What the gate knows of the host at the end: the learned rate, requests in flight,
+    pauses by cause, rejections, retries left."""
     failed: tuple[FailedItem, ...] = ()
     """The first 100; all are in the items table."""
     pending: int = 0
@@ -359,6 +360,14 @@ class Paused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Paced:
+    """An event: what the gate knows of the host by now; every few seconds."""
+
+    gate: Mapping[str, Any]
+    """As :attr:`Report.gate`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """An event: more of the plan is known."""
 
@@ -388,7 +397,9 @@ class Committed:
     rows: int
 
 
-Event: TypeAlias = RequestSent | Retrying | Paused | Planned | ItemEnded | Committed
+Event: TypeAlias = (
+    RequestSent | Retrying | Paused | Paced | Planned | ItemEnded | Committed
+)
 
 
 class Observer(Protocol):

@@ -18,7 +18,10 @@ ALLOWED = {
     "_body": {"errors"},
     "_model": {"_body", "errors"},
     "_retry": {"errors"},
+    "_hints": set(),
     "_pace": set(),
+    # How a file is locked is known where datasets lie.
+    "_profile": {"_pace", "_store"},
     "_health": set(),
     "_gate": {"_health", "_model", "_pace", "errors"},
     "_auth": {"_model", "errors"},
@@ -33,8 +36,10 @@ ALLOWED = {
         "_body",
         "_gate",
         "_health",
+        "_hints",
         "_model",
         "_partial",
+        "_profile",
         "_retry",
         "_threads",
         "_transport",
@@ -62,6 +67,7 @@ ALLOWED = {
         "_version",
         "errors",
     },
+    "_estimate": {"_dataset", "_engine", "_ledger", "_model", "errors"},
     "services": {
         "_auth",  # a service says how it knows its users
         "_decode",
@@ -79,6 +85,8 @@ ALLOWED = {
         "_dataset",
         "_demo",
         "_engine",
+        "_estimate",
+        "_progress",
         "_verify",
         "_model",
         "_version",
