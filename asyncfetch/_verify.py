@@ -135,6 +135,8 @@ def verify(
             if audit.files is not None:
                 audit.files.repair(staging, audit.untrusted_items)
             _repair(store, staging, beat, audit)
+            if audit.files is not None:
+                audit.files.clear(staging)
     finally:
         staging.discard()
         lock.release(erase=True)

@@ -111,10 +111,7 @@ class FilesAudit:
         return hash(path) not in self._claimed
 
     def repair(self, staging: Staging, untrusted: Iterable[str]) -> None:
-        """Remove damaged files; note the others of commits that are to be removed.
-
-        A stray file goes only when it lies where an item of the plan is to lie.
-        """
+        """Remove damaged files; note the others of commits that are to be removed."""
         lines = []
         for items in untrusted:
             try:
@@ -128,11 +125,17 @@ class FilesAudit:
         if lines:
             staging.path("note").write_text("".join(lines), encoding="utf-8")
             staging.publish("note", f"{PARTIAL}/{staging.run}-repair.files", "note")
-        if self._strays:
-            planned = {hash(path) for path in self._planned()}
-            self._damaged += [one for one in self._strays if hash(one) in planned]
         for path in self._damaged:
             staging.take_away(self._root / path)
+
+    def clear(self, staging: Staging) -> None:
+        """Remove stray files where an item of the repaired plan is to lie."""
+        if not self._strays:
+            return
+        planned = {hash(path) for path in self._planned()}
+        for path in self._strays:
+            if hash(path) in planned:
+                staging.take_away(self._root / path)
 
     def _planned(self) -> Iterator[str]:
         try:

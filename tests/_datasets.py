@@ -163,14 +163,20 @@ def enumerate_rest(writer: Writer) -> Iterator[PlannedItem]:
             yield from writer.freeze(block(start, stop, last=stop == ROOTS))
 
 
-def fetch(writer: Writer, *, seal_every: int = 3) -> list[str]:
-    """Do what the engine does, without a network; the keys that were asked."""
+def fetch(
+    writer: Writer, *, seal_every: int = 3, is_damaged: bool = False
+) -> list[str]:
+    """Do what the engine does, without a network; the keys that were asked.
+
+    Only where *is_damaged* a file may lie in its place that no note speaks of.
+    """
     asked: list[str] = []
     todo: deque[PlannedItem] = deque()
 
     def ask(planned: PlannedItem) -> None:
         asked.append(planned.item.key)
-        todo.extend(writer.add(_in_place(writer, planned, result_of(planned))))
+        result = _in_place(writer, planned, result_of(planned), is_damaged)
+        todo.extend(writer.add(result))
         if len(asked) % 2:
             writer.flush()
         if len(asked) % seal_every == 0:
@@ -188,23 +194,26 @@ def fetch(writer: Writer, *, seal_every: int = 3) -> list[str]:
     return asked
 
 
-def _in_place(writer: Writer, planned: PlannedItem, result: ItemResult) -> ItemResult:
+def _in_place(
+    writer: Writer, planned: PlannedItem, result: ItemResult, is_damaged: bool
+) -> ItemResult:
     """A result whose file a killed run has put in its place is not stored again."""
     if writer.files is None or result.kept is None:
         return result
     found = anyio.run(writer.files.find, planned)
     if found is None:
         return result
-    assert found.is_proved, "a file came to its place before a note said so"
+    said = found.is_proved or is_damaged
+    assert said, "a file came to its place before a note said so"
     path = result.kept.path
     return replace(result, kept=Kept(path=path, data=writer.files.root / path))
 
 
-def download(dest: Path, **changes: Any) -> list[str]:
+def download(dest: Path, *, is_damaged: bool = False, **changes: Any) -> list[str]:
     """Fetch into *dest*, or go on there; the keys that were asked."""
     writer = Writer.open(dest, replace(RECORD, **changes), SCHEMA)
     try:
-        return fetch(writer)
+        return fetch(writer, is_damaged=is_damaged)
     finally:
         writer.close()
 

@@ -372,7 +372,7 @@ def test_damaged_part_is_not_merged(complete: Path) -> None:
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven items in three commits, and one that did not come to its part."""
     dest = tmp_path_factory.mktemp("begun") / "dataset"
-    made_up.download(dest, limit=3)
+    made_up.download(dest, limit=3, files="_files")
     die_at("items-durable:2", dest)
     return dest
 
