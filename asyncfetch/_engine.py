@@ -33,12 +33,13 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from asyncfetch._dataset import Writer
 from asyncfetch._decode import as_schema, document, without_taken_keys
-from asyncfetch._exchange import Exchange, ignore
+from asyncfetch._exchange import Answer, Exchange, ignore
 from asyncfetch._ledger import PlanRecord, schema_id
 from asyncfetch._model import (
     Ask,
     Block,
     Committed,
+    Decoded,
     Event,
     FailedItem,
     Item,
@@ -408,16 +409,7 @@ class Run:
         exchange = self._plan.exchange
         started = time.monotonic()
         try:
-            answer = await exchange.ask(
-                item.request,
-                lambda chunks, _response: self._plan.source.decode(
-                    item, chunks, as_records=self._as_records
-                ),
-                interactive=self._interactive,
-                impatient=self._interactive or not self._reached,
-                spool_dir=self._spool_dir,
-                observe=self._observe,
-            )
+            answer = await self._ask(item)
         except AsyncfetchError as error:
             self._note_failure(error)
             return ItemResult(
@@ -457,6 +449,32 @@ class Run:
             diagnostics=value.diagnostics,
             detail=value.detail,
         )
+
+    async def _ask(self, item: Item) -> Answer[Decoded]:
+        async def ask(*, impatient: bool) -> Answer[Decoded]:
+            return await self._plan.exchange.ask(
+                item.request,
+                lambda chunks, _response: self._plan.source.decode(
+                    item, chunks, as_records=self._as_records
+                ),
+                interactive=self._interactive,
+                impatient=impatient,
+                spool_dir=self._spool_dir,
+                observe=self._observe,
+            )
+
+        # A wrong URL or a server that is not there is said soon.
+        if not self._interactive and not self._reached:
+            try:
+                return await ask(impatient=True)
+            except AsyncfetchError as error:
+                is_down = isinstance(error, TransportError) or (
+                    getattr(error, "status", 0) >= 500
+                )
+                if not (self._reached and is_down):
+                    raise
+                # Others were answered meanwhile: it is there, and it will be back.
+        return await ask(impatient=self._interactive)
 
     def _note_failure(self, error: AsyncfetchError) -> None:
         if getattr(error, "is_fatal", False) or isinstance(error, ConfigurationError):
