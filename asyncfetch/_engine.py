@@ -64,11 +64,11 @@ from asyncfetch._model import (
     PlannedItem,
     Report,
     RequestSent,
-    Response,
     Retrying,
     Source,
     Stores,
 )
+from asyncfetch._partial import Partial
 from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
@@ -492,15 +492,7 @@ class Run:
             if self._files is not None and item.request.file is not None:
                 answer, kept, fetched_at = await self._fetch_file(self._files, planned)
             else:
-                answer = await exchange.ask(
-                    item.request,
-                    lambda chunks, _response: self._decode(item, chunks),
-                    interactive=self._interactive,
-                    impatient=self._interactive or not self._reached,
-                    spool_dir=self._spool_dir,
-                    observe=self._observe,
-                    sleep=self._rest,
-                )
+                answer = await self._ask(item)
         except AsyncfetchError as error:
             self._note_failure(error)
             return ItemResult(
@@ -556,28 +548,20 @@ class Run:
         assert item.request.file is not None
         path, url = item.request.file.path, exchange.base_url + item.request.target
 
-        def consume(chunks: Iterator[bytes], _response: Response) -> Decoded:
-            return self._decode(item, chunks)
-
         found = await files.find(planned)
         if found is not None and found.is_proved:
             there = replace(found.response, url=found.response.url or url)
-            value = await exchange.consume(item.request, there, consume)
+            value = await exchange.consume(
+                item.request,
+                there,
+                lambda chunks, _response: self._decode(item, chunks),
+            )
             kept = Kept(path=path, data=files.root / path)
             answer = Answer(value=value, response=there, attempts=0, elapsed=0.0)
             return answer, kept, found.fetched_at
         partial = files.partial(planned, url)
         try:
-            answer = await exchange.ask(
-                item.request,
-                consume,
-                interactive=self._interactive,
-                impatient=self._interactive or not self._reached,
-                spool_dir=self._spool_dir,
-                observe=self._observe,
-                sleep=self._rest,
-                partial=partial,
-            )
+            answer = await self._ask(item, partial)
         finally:
             partial.close()
         body = answer.response.body
@@ -586,6 +570,32 @@ class Run:
         if found.response.body.sha256 != body.sha256:
             raise files.occupied(path)
         return answer, Kept(path=path, data=files.root / path), None
+
+    async def _ask(self, item: Item, partial: Partial | None = None) -> Answer[Decoded]:
+        async def ask(*, impatient: bool) -> Answer[Decoded]:
+            return await self._plan.exchange.ask(
+                item.request,
+                lambda chunks, _response: self._decode(item, chunks),
+                interactive=self._interactive,
+                impatient=impatient,
+                spool_dir=self._spool_dir,
+                observe=self._observe,
+                sleep=self._rest,
+                partial=partial,
+            )
+
+        # A wrong URL or a server that is not there is said soon.
+        if not self._interactive and not self._reached:
+            try:
+                return await ask(impatient=True)
+            except AsyncfetchError as error:
+                is_down = isinstance(error, TransportError) or (
+                    getattr(error, "status", 0) >= 500
+                )
+                if not (self._reached and is_down):
+                    raise
+                # Others were answered meanwhile: it is there, and it will be back.
+        return await ask(impatient=self._interactive)
 
     def _note_failure(self, error: AsyncfetchError) -> None:
         if isinstance(error, DatasetError) and not getattr(error, "is_of_item", False):

@@ -14,6 +14,7 @@ import pytest
 
 import asyncfetch
 from asyncfetch import testing
+from asyncfetch._gate import Gate
 from asyncfetch._model import Committed, ItemEnded, Limits, Planned
 from asyncfetch._verify import verify
 from asyncfetch.testing import Fault
@@ -237,6 +238,21 @@ async def test_a_server_that_goes_away_ends_the_run_and_keeps_what_came(tmp_path
     state = (await look(asyncfetch.open_dataset, tmp_path / "e")).state()
     assert state.items == {"ok": 3}  # whatever met the outage was not spent on it
     assert state.rows > 0
+
+
+async def test_an_outage_that_begins_with_the_run_loses_no_item(tmp_path):
+    async with testing.serve(scale=0.05) as archive:
+        api = asyncfetch.Neuroscout(
+            base_url=archive.neuroscout, limits=Limits(concurrency=4)
+        )
+        api.exchange.gate = Gate("archive", Limits(concurrency=4), second=0.002)
+        archive.script("/predictor-events", [Fault()] + [Fault.reset()] * 60)
+        plan = api.predictor_events.plan(dataset_name="SherlockMerlin")
+        report = await asyncfetch.download(plan, tmp_path / "e")
+        await api.aclose()
+    assert set(report.items) == {"ok"}
+    assert report.items["ok"] > 20
+    assert report.gate["breaker"] == "closed"
 
 
 @pytest.mark.parametrize("name", ["e.parquet", "e.csv", "e.json"])

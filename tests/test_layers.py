@@ -62,6 +62,7 @@ ALLOWED = {
         "_decode",
         "_exchange",
         "_model",
+        "_partial",
         "_progress",
         "_threads",
         "_version",
