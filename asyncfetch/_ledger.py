@@ -97,6 +97,11 @@ RECENT_KEYS = 8192
 LOOKS = 10
 
 
+# A run of so many is not merged any more: that would take its size twice over for the
+# moment. Ten million keys make some 50 runs, each looked up in 1 µs.
+LARGE_RUN = 128 * 1024
+
+
 JSON = pa.json_(pa.string())
 
 
@@ -301,7 +306,9 @@ class KeySet:
         fresh[first[~known]] = True
         if not known.all():
             self._runs.append(distinct[~known])
-        while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
+        while len(self._runs) > 1 and (
+            len(self._runs[-2]) <= min(2 * len(self._runs[-1]), LARGE_RUN)
+        ):
             merged = np.concatenate([self._runs.pop(), self._runs.pop()])
             merged.sort(kind="stable")  # two sorted runs: a merge
             self._runs.append(merged)

@@ -387,6 +387,15 @@ class Committed:
         )
 
 
+def is_torn(dest: Path) -> bool:
+    """Whether the last commit lacks its part."""
+    for one in (dest / "_asyncfetch/items").glob("*.items"):
+        part = json.loads(pq.read_metadata(one).metadata[b"asyncfetch.part"])
+        if part is not None and not (dest / part["name"]).exists():
+            return True
+    return False
+
+
 def target_of(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.path}?{parts.query}" if parts.query else parts.path
@@ -474,7 +483,9 @@ class Session:
         left = 1 - len(there.keys) / truth.n_final
         if self.random.random() < 0.5:
             steps = self.random.randint(1, max(2, round(truth.steps * left)))
-            return Instant(self.random.uniform(0, 0.008), steps)
+            # At once, or some way into what a commit does next.
+            pause = self.random.choice([0.0, self.random.uniform(0, 0.008)])
+            return Instant(pause, steps)
         first = truth.until_first * 0.9
         return Instant(
             self.random.uniform(first, first + (truth.seconds - first) * left)
@@ -510,6 +521,7 @@ class Session:
         killed_at = self.archive.now()
         self.counts["kills"] += 1
         self.counts["kills after a step" if instant.steps else "kills by time"] += 1
+        self.counts["kills inside a commit"] += is_torn(self.dest)
         self.events.append(f"{run.label}: {command} killed after {instant}")
         self.check(run, before, truth, killed_at)
         return False

@@ -172,14 +172,15 @@ def soak(run: Soak) -> list[str]:
     bar(now_files <= files + OPEN_FILES, f"open files {files}, then {now_files}")
     bar(now_tasks <= tasks, f"tasks {tasks}, then {now_tasks}")
 
-    there = len(Committed.at(run.dest).keys)
-    asked = run.again
+    before = Committed.at(run.dest)
+    known = len(run.archive.log)
     since = run.archive.now()
     client = run.start("resume")
     first = run.first_request(client, since)
     status = run.end(client)
-    bar(status == 0, f"resumed with {there:,} there: exit status {status}")
-    bar(run.again == asked, f"{run.again - asked} items asked again")
+    bar(status == 0, f"resumed with {len(before.keys):,} there: exit status {status}")
+    again = {one["target"] for one in run.archive.log[known:]} & before.targets
+    bar(not again, f"{len(again)} items asked again")
     bar(first <= RESUME_SECONDS, f"first request {first:.1f} s after the start")
     bar(client.peak_mb <= RESUME_MB, f"resumed in {client.peak_mb:.0f} MB")
     done = len(Committed.at(run.dest).keys)

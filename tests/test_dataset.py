@@ -33,7 +33,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from asyncfetch import _store
+from asyncfetch import _ledger, _store
 from asyncfetch._dataset import GROUP_ROWS, View, Writer, open_dataset
 from asyncfetch._ledger import PART_ITEMS, KeySet, PlanRecord, schema_id, seal
 from asyncfetch._model import Block, FailedItem, Outcome, PlannedItem
@@ -592,12 +592,16 @@ def test_text_may_be_the_key_of_a_row_and_no_key_is_no_duplicate(
 @given(st.lists(st.lists(st.integers(-3, 40), max_size=20), max_size=30))
 def test_key_is_new_once(batches: list[list[int]]) -> None:
     keys, seen = KeySet(), set[int]()
-    for batch in batches:
-        expected = []
-        for key in batch:
-            expected.append(key not in seen)
-            seen.add(key)
-        assert keys.add(np.array(batch, dtype=np.int64)).tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:  # so that each way is taken
+        patch.setattr(_ledger, "FEW_KEYS", 5)
+        patch.setattr(_ledger, "RECENT_KEYS", 7)
+        patch.setattr(_ledger, "LARGE_RUN", 12)
+        for batch in batches:
+            expected = []
+            for key in batch:
+                expected.append(key not in seen)
+                seen.add(key)
+            assert keys.add(np.array(batch, dtype=np.int64)).tolist() == expected
 
 
 # --- when a commit is due -------------------------------------------------------------
