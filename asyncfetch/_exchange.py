@@ -31,6 +31,7 @@ from asyncfetch._body import (
 )
 from asyncfetch._gate import Gate, Turn, gate_for
 from asyncfetch._health import Failure
+from asyncfetch._hints import hint_of, speaks_of_limits
 from asyncfetch._model import (
     Event,
     Limits,
@@ -402,11 +403,28 @@ class _Hops:
             self.is_rejected = is_full
             if wait > 0:
                 self._observe(Paused(host=self._gate.host, seconds=wait, cause=cause))
-        elif status in _FAILURES:
+            if asked is None:  # else that one wins
+                self._take_hint(headers)
+            return
+        self._take_hint(headers)
+        if status in _FAILURES:
             says = f"answers with {status}"
             self.is_excused = self._gate.failed(self._turn, _FAILURES[status], says)
         else:
             self._gate.answered(self._turn, self._sent_at, self._took)
+
+    def _take_hint(self, headers: Mapping[str, str]) -> None:
+        """Let the gate know what an answer says of the host's limits."""
+        if not speaks_of_limits(headers):
+            return
+        hint = hint_of(headers.items(), now=time.time())
+        if hint is None or hint.reset > LONGEST_RETRY_AFTER:
+            return  # the answer to one request too many says what is to be said
+        self._gate.hint(hint.remaining, hint.reset)
+        if (wait := self._gate.pause_left()) > 0:
+            self._observe(
+                Paused(host=self._gate.host, seconds=wait, cause="rate limit")
+            )
 
 
 # A gateway that finds nobody behind it; and one that waited too long, maybe for a

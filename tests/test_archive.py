@@ -694,6 +694,7 @@ async def test_health_is_up_and_measurements_may_be_missing(archive, http):
         "throttle=0/s",
         "throttle=5/week",
         "throttle=5/s,throttle_style=loud",
+        "throttle=5/s,throttle_headers=draft-99",
         "outage=5",
         "latency=normal:1:2",
         "latency=uniform:1",

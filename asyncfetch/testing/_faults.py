@@ -9,18 +9,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from statistics import NormalDist
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from asyncfetch.errors import ConfigurationError
 from asyncfetch.testing._answer import Framing, uniforms
 
 Ending = Literal["whole", "close", "reset", "clean"]
 RetryAfterStyle = Literal["seconds", "date", "none"]
+LimitHeaders = Literal[
+    "none",
+    "draft-06",
+    "draft-07",
+    "draft-08",
+    "epoch",
+    "milliseconds",
+    "delta",
+    "twitter",
+    "discord",
+    "kong",
+]
+"""In which of their generations the headers say what a rate limit leaves."""
 
 MAINTENANCE = b"""<!DOCTYPE html>
 <html><head><title>Service Interruption Notice</title></head>
@@ -138,6 +151,48 @@ class Throttle:
     count: int
     seconds: float
     style: RetryAfterStyle = "seconds"
+    limit_headers: LimitHeaders = "none"
+    """What every answer says of the limit, the 429 included."""
+
+    def headers(self, used: int, wait: float) -> Mapping[str, str]:
+        """The limit's headers with *used* answers given, *wait* seconds before more."""
+        left = str(max(0, self.count - used))
+        quota, window = str(self.count), f"{self.seconds:g}"
+        whole = str(math.ceil(wait))
+        policy = {"RateLimit-Policy": f"{quota};w={window}"}
+        match self.limit_headers:
+            case "draft-06":
+                return policy | _three("RateLimit", quota, left, whole)
+            case "draft-07":
+                text = f"limit={quota}, remaining={left}, reset={whole}"
+                return policy | {"RateLimit": text}
+            case "draft-08":
+                # The day's quota is named as well: the tighter one is the other.
+                return {
+                    "RateLimit-Policy": f'"w";q={quota};w={window};pk=:MTI3:, '
+                    '"daily";q=999999999;w=86400, '
+                    '"size";q=1000;w=86400;qu="content-bytes"',
+                    "RateLimit": f'"daily";r=999999;t=1000, "size";r=0;t=86400, '
+                    f'"w"; r={left}; t={whole}',
+                }
+            case "epoch" | "milliseconds":
+                scale = 1 if self.limit_headers == "epoch" else 1000
+                reset = math.ceil((datetime.now(UTC).timestamp() + wait) * scale)
+                return _three("X-RateLimit", quota, left, str(reset))
+            case "delta":
+                return _three("X-RateLimit", quota, left, whole)
+            case "twitter":
+                return _three("X-Rate-Limit", quota, left, whole)
+            case "discord":
+                limit = _three("X-RateLimit", quota, left, "")
+                return limit | {"X-RateLimit-Reset-After": f"{wait:.3f}"}
+            case "kong":
+                unit = "Second" if self.seconds == 1 else "Minute"
+                return {
+                    f"X-RateLimit-Limit-{unit}": quota,
+                    f"X-RateLimit-Remaining-{unit}": left,
+                }
+        return {}
 
     def refusal(self, wait: float) -> Fault:
         """The 429 for a request that comes *wait* seconds before the next window."""
@@ -148,6 +203,14 @@ class Throttle:
                 return Fault.refuse(429, retry_after=_in_seconds(wait))
             case _:
                 return Fault.refuse(429, retry_after=None)
+
+
+def _three(family: str, limit: str, remaining: str, reset: str) -> dict[str, str]:
+    return {
+        f"{family}-Limit": limit,
+        f"{family}-Remaining": remaining,
+        f"{family}-Reset": reset,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +265,14 @@ _DRAWN: dict[str, Callable[[str, float, float], Fault]] = {
     "unavailable": _unavailable,
     "drip": lambda *_: Fault.drip(),
 }
-_OTHERS = ("throttle", "throttle_style", "outage", "latency", "seed")
+_OTHERS = (
+    "throttle",
+    "throttle_style",
+    "throttle_headers",
+    "outage",
+    "latency",
+    "seed",
+)
 
 
 def parse_faults(text: str, *, seed: int = 0) -> FaultPlan:
@@ -250,11 +320,8 @@ def _number(name: str, text: str, *, most: float = math.inf) -> float:
 
 
 def _throttle(words: Mapping[str, str]) -> Throttle | None:
-    style = words.get("throttle_style", "seconds")
-    if style not in get_args(RetryAfterStyle):
-        raise ConfigurationError(
-            f"expected throttle_style=seconds, date or none - got {style!r}"
-        )
+    style = _word(words, "throttle_style", "seconds", get_args(RetryAfterStyle))
+    headers = _word(words, "throttle_headers", "none", get_args(LimitHeaders))
     if "throttle" not in words:
         return None
     count, _, unit = words["throttle"].partition("/")
@@ -266,8 +333,20 @@ def _throttle(words: Mapping[str, str]) -> Throttle | None:
     return Throttle(
         count=int(count),
         seconds=seconds,
-        style="date" if style == "date" else "none" if style == "none" else "seconds",
+        style=cast("RetryAfterStyle", style),
+        limit_headers=cast("LimitHeaders", headers),
     )
+
+
+def _word(
+    words: Mapping[str, str], name: str, default: str, known: Sequence[str]
+) -> str:
+    word = words.get(name, default)
+    if word not in known:
+        raise ConfigurationError(
+            f"expected {name}={', '.join(known[:-1])} or {known[-1]} - got {word!r}"
+        )
+    return word
 
 
 def _outage(text: str) -> tuple[float, float]:

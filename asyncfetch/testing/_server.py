@@ -15,9 +15,9 @@ import socket
 import struct
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -182,8 +182,12 @@ class Archive:
         nth = self._asked[target]
         self._asked[target] += 1
         fault = self._scripted(target)
+        limit: Mapping[str, str] = {}
         if fault is None:
-            fault = self._timed(arrived) or self._faults.draw(target, nth) or Fault()
+            fault, limit = self._timed(arrived)
+            fault = fault or self._faults.draw(target, nth) or Fault()
+        if limit:
+            fault = replace(fault, headers={**limit, **fault.headers})
         delay = self._latency + self._faults.delay(target, nth) + fault.delay
         if delay:
             await anyio.sleep(delay)
@@ -198,22 +202,28 @@ class Archive:
                 return faults.popleft()
         return None
 
-    def _timed(self, now: float) -> Fault | None:
-        """What the clock decides: an outage, or one request too many."""
+    def _timed(self, now: float) -> tuple[Fault | None, Mapping[str, str]]:
+        """What the clock decides, an outage or a request too many; limit headers."""
         plan = self._faults
         assert self._first_request is not None
         if plan.outage is not None:
             start, length = plan.outage
             if start <= now - self._first_request < start + length:
-                return Fault.reset()
-        if plan.throttle is not None:
-            opened, count = self._window
-            if now >= opened + plan.throttle.seconds:
-                opened, count = now, 0
-            self._window = (opened, count + 1)
-            if count >= plan.throttle.count:
-                return plan.throttle.refusal(opened + plan.throttle.seconds - now)
-        return None
+                return Fault.reset(), {}
+        if plan.throttle is None:
+            return None, {}
+        opened, count = self._window
+        if now >= opened + plan.throttle.seconds:
+            # Kong's windows are those of the calendar; others begin at a request.
+            is_calendar = plan.throttle.limit_headers == "kong"
+            gone = time.time() % plan.throttle.seconds if is_calendar else 0.0
+            opened, count = now - gone, 0
+        self._window = (opened, count + 1)
+        wait = opened + plan.throttle.seconds - now
+        headers = plan.throttle.headers(count + 1, wait)
+        if count >= plan.throttle.count:
+            return plan.throttle.refusal(wait), headers
+        return None, headers
 
     async def _answer(self, request: web.BaseRequest) -> Answer:
         body = await request.read() if request.can_read_body else b""
