@@ -845,6 +845,19 @@ class View:
         )
 
 
+def held(dest: str | Path, record: PlanRecord, schema: pa.Schema) -> Ledger | None:
+    """What a writer of that plan would find at *dest*, None for nothing; only looks.
+
+    Raises
+    ------
+    ConfigurationError, DatasetError
+        As :meth:`Writer.open`.
+    """
+    store = LocalStore(destination(dest))
+    agreed = _agreed(store, record, schema)
+    return Ledger(store, agreed.limit) if stored_plan(store) is not None else None
+
+
 def open_dataset(dest: str | Path) -> View:
     """View of the dataset at *dest*; what a writer commits later is not in it."""
     return View(dest)

@@ -23,6 +23,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, Protocol, TypeVar
 
 import anyio
@@ -190,6 +191,8 @@ class Planner:
         self._interactive = interactive
         self._observe = observe
         self._spool_dir = spool_dir
+        self.took: deque[float] = deque(maxlen=100)
+        """Seconds on the wire of the last questions."""
 
     async def blocks(self, cursor: Json) -> AsyncGenerator[Block]:
         """Blocks of the plan, from the beginning or after one's cursor."""
@@ -222,6 +225,7 @@ class Planner:
                 spool_dir=self._spool_dir,
                 observe=self._observe,
             )
+            self.took.append(answer.on_wire)
             answers[place] = answer.value
 
         async with anyio.create_task_group() as group:
@@ -234,26 +238,49 @@ class Planner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What a plan comes to."""
+    """What the enumeration of a plan comes to."""
 
     items: int
     requests: int
     """Requests that were needed to know."""
-    kept: tuple[Item, ...] = ()
+    lead: int
+    """Of these, how many came before the first items were known."""
+    seconds: float
+    """What such a request takes on the wire, the median; 0 when none was needed."""
 
 
-async def survey(plan: Plan, *, keep: bool = False) -> Survey:
-    """Enumerate *plan* without asking for any of its items."""
+async def survey(
+    plan: Plan,
+    *,
+    visit: Callable[[Item], object] = lambda _: None,
+    cursor: Json = None,
+    limit: int | None = None,
+) -> Survey:
+    """Enumerate *plan* without asking for any of its items, each of which is visited.
+
+    Parameters
+    ----------
+    cursor
+        Where to go on, of a plan that is known in part.
+    limit
+        Items at most, in place of the plan's own limit.
+    """
     tally = Tally(ignore)
-    journal = MemoryJournal(plan.limit)
-    kept: list[Item] = []
+    journal = MemoryJournal(plan.limit if limit is None else limit)
+    planner = Planner(plan, observe=tally.see)
+    lead = 0
     with _lone_error_as_itself():
-        async with aclosing(Planner(plan, observe=tally.see).blocks(None)) as blocks:
+        async with aclosing(planner.blocks(cursor)) as blocks:
             while journal.wants_more and (block := await anext(blocks, None)):
-                items = journal.freeze(block)
-                if keep:
-                    kept += [planned.item for planned in items]
-    return Survey(items=journal.planned, requests=tally.requests, kept=tuple(kept))
+                lead = lead or tally.requests
+                for planned in journal.freeze(block):
+                    visit(planned.item)
+    return Survey(
+        items=journal.planned,
+        requests=tally.requests,
+        lead=lead,
+        seconds=median(planner.took) if planner.took else 0.0,
+    )
 
 
 class Run:
@@ -275,6 +302,7 @@ class Run:
         guard: anyio.Lock | None = None,
     ) -> None:
         self._plan = plan
+        self.exchange = plan.exchange
         self._journal = journal
         self._as_records = as_records
         self._interactive = interactive
@@ -523,9 +551,15 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 @asynccontextmanager
 async def _producing(run: Run) -> AsyncGenerator[TaskGroup]:
     """Run *run* beside the body; leaving the body cancels what is in flight."""
+    exchange = run.exchange
     with _lone_error_as_itself():
-        async with run.results, anyio.create_task_group() as group:
+        async with (
+            exchange.beside_others() as keep_beating,
+            run.results,
+            anyio.create_task_group() as group,
+        ):
             group.start_soon(run.produce)
+            group.start_soon(keep_beating)
             yield group
             # Before the stream closes: a blocked worker sees cancellation, not a
             # broken stream.

@@ -13,10 +13,11 @@ import email.utils
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -42,6 +43,7 @@ from asyncfetch._model import (
     Response,
     Retrying,
 )
+from asyncfetch._profile import profile_for
 from asyncfetch._retry import BULK, INTERACTIVE, RetryPolicy
 from asyncfetch._transport import Transport, is_loopback
 from asyncfetch._version import __version__
@@ -87,6 +89,8 @@ class Answer(Generic[T]):
     attempts: int
     elapsed: float
     """Seconds, waits included."""
+    on_wire: float
+    """Seconds from the last attempt's leave to leave until its last byte."""
 
 
 class Exchange:
@@ -138,6 +142,9 @@ class Exchange:
         self.gate = gate_for(
             str(origin), LOOPBACK if is_loopback(origin.host or "") else default, limits
         )
+        self._profile = profile_for(
+            origin.authority, self.gate, is_loopback=is_loopback(origin.host or "")
+        )
         self._max_wait = limits.max_wait
         self._item_timeout = item_timeout
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
@@ -158,6 +165,24 @@ class Exchange:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._transport.aclose()
+
+    @asynccontextmanager
+    async def beside_others(
+        self,
+    ) -> AsyncGenerator[Callable[[], Coroutine[Any, Any, None]]]:
+        """For a run: the host is shared with other processes as long as it lasts.
+
+        Gives what a task of the run calls, to show them that it goes on.
+        """
+        if self._profile is None:
+            yield anyio.lowlevel.checkpoint
+        else:
+            async with self._profile.run():
+                yield self._profile.keep_beating
+
+    async def _join(self) -> None:
+        if self._profile is not None:
+            await self._profile.join()
 
     async def ask(
         self,
@@ -188,6 +213,7 @@ class Exchange:
         question = self.gate.question()
         attempt = tries = 0
         while True:
+            await self._join()
             attempt += 1
             tries += 1
             hops: _Hops | None = None
@@ -221,6 +247,7 @@ class Exchange:
                     response=response,
                     attempts=attempt,
                     elapsed=time.monotonic() - started,
+                    on_wire=hops.on_wire,
                 )
             except AsyncfetchError as error:
                 error.__dict__["attempts"] = attempt
@@ -367,6 +394,7 @@ class _Hops:
         self._observe = observe
         self._sent_at = gate.now()
         self._took = 0.0
+        self.on_wire = 0.0  # seconds from its leave to the last byte
 
     async def leave(self, method: str, url: str) -> None:
         """Wait for the token of a hop."""
@@ -395,6 +423,7 @@ class _Hops:
 
     def ended(self, status: int, headers: Mapping[str, str]) -> None:
         """Note an answer."""
+        self.on_wire = (self._gate.now() - self._sent_at) * self._gate.second
         if status in {429, 503}:
             asked = retry_after(headers)
             wait, cause, is_full = self._gate.rejected(

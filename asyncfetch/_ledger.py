@@ -422,6 +422,11 @@ class Ledger:
         return not self.complete and self.roots < self._limit
 
     @property
+    def room(self) -> int | None:
+        """Items that the enumeration may still add; None is no limit."""
+        return None if math.isinf(self._limit) else int(self._limit) - self.roots
+
+    @property
     def rows(self) -> int:
         """Rows in the parts that count."""
         return sum(commit.rows for commit in self.commits)
@@ -450,6 +455,16 @@ class Ledger:
             named = np.isin(np.arange(len(self.state)), list(only))
             wanted = named & (self.state >= PLANNED) & (self.state <= MISSING)
         return self._planned_items(tuple(self.blocks), wanted)
+
+    def received(self) -> Iterator[list[tuple[PlannedItem, int]]]:
+        """Items that are ok, each with the bytes of its body, some thousands a time."""
+        is_ok = pads.field("outcome") == "ok"
+        rows = self.items().to_table(columns=["ordinal", "bytes"], filter=is_ok)
+        sizes = np.zeros(len(self.state), dtype=np.int64)
+        sizes[rows.column("ordinal").to_numpy()] = rows.column("bytes").to_numpy()
+        ok = self.state == CODES[Outcome.OK]
+        for items in self._planned_items(tuple(self.blocks), ok):
+            yield [(planned, int(sizes[planned.ordinal])) for planned in items]
 
     def _planned_items(
         self, blocks: tuple[_PlanBlock, ...], wanted: Flags

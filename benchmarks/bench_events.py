@@ -28,7 +28,7 @@ from yarl import URL
 
 import asyncfetch
 from asyncfetch import _engine
-from asyncfetch._model import Limits
+from asyncfetch._model import Item, Limits
 from benchmarks._measure import measured, versions
 from benchmarks._server import open_archive
 
@@ -144,8 +144,9 @@ def plan_of(url: str, predictors: int) -> tuple[list[str], list[str]]:
                 {one["name"] for one in found if "extracted_feature" in one}
             )[:predictors]
             plan = api.predictor_events.plan(dataset_name=DATASET, predictor_name=names)
-            survey = await _engine.survey(plan, keep=True)
-            return names, [item.request.target for item in survey.kept]
+            items: list[Item] = []
+            await _engine.survey(plan, visit=items.append)
+            return names, [item.request.target for item in items]
 
     return anyio.run(work)
 

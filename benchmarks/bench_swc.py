@@ -24,7 +24,7 @@ from yarl import URL
 
 import asyncfetch
 from asyncfetch import _engine
-from asyncfetch._model import Limits
+from asyncfetch._model import Item, Limits
 from asyncfetch.swc import read_swc
 from benchmarks._measure import measured, versions
 from benchmarks._server import open_archive
@@ -115,8 +115,9 @@ def targets_of(url: str, count: int) -> list[str]:
 
     async def work() -> list[str]:
         async with asyncfetch.NeuroMorpho(base_url=url) as api:
-            survey = await _engine.survey(api.traces.plan(limit=count), keep=True)
-            return [item.request.target for item in survey.kept]
+            items: list[Item] = []
+            await _engine.survey(api.traces.plan(limit=count), visit=items.append)
+            return [item.request.target for item in items]
 
     return anyio.run(work)
 

@@ -17,7 +17,7 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 # What is heavy is imported here and not, at first use, inside an event loop.
-from asyncfetch import _gate
+from asyncfetch import _gate, _profile
 from asyncfetch.services import neuromorpho, neuroscout  # noqa: F401
 
 
@@ -62,6 +62,7 @@ def _gates_are_new() -> Iterator[None]:
     # A port that the kernel hands out again is another server, not a paused one.
     yield
     _gate._gates.clear()
+    _profile._profiles.clear()
 
 
 class Impatient(random.Random):

@@ -20,6 +20,8 @@ ALLOWED = {
     "_retry": {"errors"},
     "_hints": set(),
     "_pace": set(),
+    # How a file is locked is known where datasets lie.
+    "_profile": {"_pace", "_store"},
     "_health": set(),
     "_gate": {"_health", "_model", "_pace", "errors"},
     "_transport": {"_body", "_model", "errors"},
@@ -29,6 +31,7 @@ ALLOWED = {
         "_health",
         "_hints",
         "_model",
+        "_profile",
         "_retry",
         "_transport",
         "_version",
