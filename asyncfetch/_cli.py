@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from asyncfetch._engine import Plan
+    from asyncfetch._estimate import Estimate
     from asyncfetch._model import Event, Planned, Report
     from asyncfetch.services._table import Client, Description, Filter
 
@@ -418,6 +419,12 @@ def fetch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be asked, and stop.")
     ] = False,
+    sample: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="With --dry-run: measure N items, for the bytes."
+        ),
+    ] = 0,
     rate: Rate = None,
     concurrency: Concurrency = None,
     contact: Contact = None,
@@ -435,7 +442,7 @@ def fetch(
     found = client.table(name)
     plan = found.plan(limit=limit, **filters_of(words, found.description))
     if dry_run:
-        return _dry_run(client, plan, found.description, output, as_json)
+        return _dry_run(client, plan, output, sample, as_json=as_json)
     return _download(
         client,
         plan,
@@ -686,56 +693,32 @@ def _summarize(
 
 
 def _dry_run(
-    client: Client, plan: Plan, description: Description, dest: str, as_json: bool
+    client: Client, plan: Plan, dest: str, sample: int, *, as_json: bool
 ) -> int:
-    from asyncfetch._engine import survey  # noqa: PLC0415
+    from asyncfetch._estimate import estimate  # noqa: PLC0415
+    from asyncfetch._progress import duration  # noqa: PLC0415
 
-    async def work() -> Any:
+    description = client.table(plan.table).description
+
+    async def work() -> Estimate:
         async with client:
-            return await survey(plan)
+            return await estimate(plan, dest, description.item_bytes, sample=sample)
 
-    there = _items_there(plan, dest)
-    found = _in_loop(work)
-    left = max(0, found.items - there)
-    statistics = plan.exchange.gate.statistics()
-    seconds = left / statistics["rate"] if statistics["rate"] else None
-    facts = {
-        "items": found.items,
-        "already_there": there,
-        "requests": left,
-        "asked_for_this": found.requests,
-        "bytes": left * description.item_bytes,
-        "seconds_at_polite_rate": seconds,
-    }
+    found: Estimate = _in_loop(work)
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(asdict(found)))
         return OK
     print(f"{plan.name}: {found.items:,} {description.item}")
-    print(f"already there: {there:,}; requests left: {left:,}")
-    print(f"about {facts['bytes'] / 1e6:,.1f} MB as sent")
-    if seconds is None:
-        print(f"no ceiling on the rate; {statistics['concurrency']:g} connections")
-    else:
-        print(f"at least {seconds:,.0f} s at {statistics['rate']:g} requests/s")
+    print(f"already there: {found.already_there:,} items")
+    print(
+        f"requests: {found.requests:,}; about {found.bytes / 1e6:,.1f} MB as sent, "
+        f"going by {found.bytes_basis}"
+    )
+    pace = [f"at {found.rate:g} requests/s"] if found.rate else ["without a rate limit"]
+    pace.append(f"{found.concurrency} connections")
+    how = "at least" if found.is_least else "about"
+    print(f"{how} {duration(found.seconds_at_polite_rate)} {', '.join(pace)}")
     return OK
-
-
-def _items_there(plan: Plan, dest: str) -> int:
-    """Items of *plan* that *dest* has already."""
-    from asyncfetch._dataset import open_dataset  # noqa: PLC0415
-
-    try:
-        view = open_dataset(dest)
-    except DatasetError:
-        if os.path.lexists(dest) and (not os.path.isdir(dest) or os.listdir(dest)):  # noqa: PTH112, PTH208
-            raise
-        return 0
-    if differences := view.plan.differences(plan.record()):
-        raise DatasetError(
-            f"{dest} holds another plan: {', '.join(differences)}", is_usage=True
-        )
-    counts = view.state().items
-    return sum(n for outcome, n in counts.items() if outcome != "failed")
 
 
 # --- datasets -------------------------------------------------------------------------

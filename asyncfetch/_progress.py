@@ -80,7 +80,7 @@ class _State:
         ]
         left = self.planned - done
         if self.is_complete and rate > 0 and left > 0:
-            parts.append(f"{_duration(left / rate)} left")
+            parts.append(f"{duration(left / rate)} left")
         if self.retries:
             parts.append(f"{self.retries:,} retries")
         if self.failed:
@@ -152,7 +152,8 @@ class Progress:
             print(f"{self._title}: {state.words()}", file=self._stream)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """*seconds* as people say it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -139,7 +139,7 @@ class Description:
     summary: str
     item: str
     """What one item is, in the plural: ``pages of up to 500 neurons``."""
-    item_bytes: int = 100_000
+    item_bytes: float | Callable[[Item], float] = 100_000
     """What an item takes as sent, roughly, for estimates."""
     filters: tuple[Filter, ...]
     schema: pa.Schema

@@ -727,13 +727,18 @@ def _event_items(state: Mapping[str, Any]) -> Iterator[Item]:
             )
 
 
+def _seconds(run: Sequence[Any]) -> float:
+    """How long *run* took, or about as long."""
+    return float(run[8] or RUN_DURATION)
+
+
 def _run_batches(runs: Sequence[Any]) -> Iterator[list[Any]]:
     """Batches of runs that fit a URL and come to about :data:`ROWS_PER_ITEM` rows."""
     batch: list[Any] = []
     room, rows = MAX_TARGET - 100, 0.0
     for run in runs:
         width = len(str(run[0])) + 1
-        more = (run[8] or RUN_DURATION) * EVENTS_PER_SECOND
+        more = _seconds(run) * EVENTS_PER_SECOND
         if batch and (width > room or rows + more > ROWS_PER_ITEM):
             yield batch
             batch, room, rows = [], MAX_TARGET - 100, 0.0
@@ -967,7 +972,9 @@ class Neuroscout(Client):
             name="predictor-events",
             summary="Events of predictors: onset, duration and value in each run",
             item="requests, each one predictor in a batch of runs",
-            item_bytes=int(9 * ROWS_PER_ITEM),  # 9 bytes an event, compressed
+            # 9 bytes an event, compressed, as recorded. Most predictors change less
+            # often than speech does: about every fifth second.
+            item_bytes=lambda item: 9 * 0.2 * sum(map(_seconds, item.context["runs"])),
             filters=(
                 Filter(name="predictor_id", kind=int, many=True),
                 Filter(name="predictor_name", kind=str, many=True),

@@ -1,0 +1,216 @@
+"""What a download would take, before it is begun: requests, bytes, seconds.
+
+Asks what listing the plan needs and nothing else; of a plan that a dataset holds
+already that is nothing at all. Sizes are not known before the bodies come, so bytes
+rest on the best that there is: items that were measured on demand, the items that the
+dataset holds, or what the service's items usually take.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import anyio.to_thread
+
+from asyncfetch._dataset import held
+from asyncfetch._engine import Plan, survey
+from asyncfetch._ledger import Ledger
+from asyncfetch._model import Item
+from asyncfetch.errors import AsyncfetchError, NotFound
+
+# Fewer items than this say less about the others than the service's usual sizes do.
+ENOUGH = 3
+# Seconds for opening the dataset and for the last commit.
+FRAME = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What is there, what is left, and what that would take."""
+
+    items: int
+    """Items of the plan."""
+    already_there: int
+    """Of these, how many a run would not ask for."""
+    requests: int
+    """Requests that a run would send if none fails, those for listing included."""
+    asked_for_this: int
+    """Requests that the estimate took."""
+    bytes: int
+    """Of the bodies that a run would receive, as sent."""
+    bytes_basis: str
+    """Where :attr:`bytes` comes from."""
+    rate: float | None
+    """Requests per second at most; None is no ceiling."""
+    concurrency: int
+    """Requests in flight at most."""
+    seconds_at_polite_rate: float
+    """What a run would take at that rate."""
+    is_least: bool
+    """Whether it may well take longer: answers bind and not the rate, and it is only
+    known how quick those to listing are."""
+
+
+@dataclass(slots=True)
+class _Left:
+    """The items that a run would ask for."""
+
+    usual: Callable[[Item], float]
+    wanted: int
+    """Items to keep for a sample."""
+    count: int = 0
+    usual_bytes: float = 0.0
+    _kept: list[Item] = field(default_factory=list)
+    _stride: int = 1
+
+    def add(self, item: Item) -> None:
+        if self.wanted and self.count % self._stride == 0:
+            self._kept.append(item)
+            if len(self._kept) > 2 * self.wanted:  # thinned out, and evenly
+                self._kept = self._kept[::2]
+                self._stride *= 2
+        self.count += 1
+        self.usual_bytes += self.usual(item)
+
+    def sample(self) -> list[Item]:
+        """Items spread over the whole plan: neighbours are alike."""
+        size = min(self.wanted, len(self._kept))
+        return [
+            self._kept[int((n + 0.5) * len(self._kept) / size)] for n in range(size)
+        ]
+
+
+async def estimate(
+    plan: Plan,
+    dest: str | Path,
+    item_bytes: float | Callable[[Item], float],
+    *,
+    sample: int = 0,
+) -> Estimate:
+    """What filling *dest* with *plan* would take; changes nothing there.
+
+    Parameters
+    ----------
+    item_bytes
+        What an item usually takes as sent.
+    sample
+        Ask for so many of the items, spread over the plan, to measure them.
+
+    Raises
+    ------
+    DatasetError
+        *dest* holds another plan.
+    """
+    usual = item_bytes if callable(item_bytes) else (lambda _: item_bytes)
+    left = _Left(usual=usual, wanted=sample)
+    ledger = await anyio.to_thread.run_sync(
+        held, dest, plan.record(), plan.source.schema
+    )
+    basis, seen_bytes, expected_bytes = "the service's usual sizes", 0.0, 0.0
+    there = asked = listing = lead = 0
+    took: list[float] = []
+    if ledger is not None:
+        there = ledger.ended
+        measured, seen_bytes, expected_bytes = await anyio.to_thread.run_sync(
+            _look, ledger, left
+        )
+        if measured >= ENOUGH:
+            basis = f"the {measured:,} items there"
+        else:
+            seen_bytes = expected_bytes = 0.0
+    if ledger is None or ledger.wants_more:
+        found = await survey(
+            plan,
+            visit=left.add,
+            cursor=None if ledger is None else ledger.cursor,
+            limit=None if ledger is None else ledger.room,
+        )
+        asked = listing = found.requests
+        lead = found.lead
+        took = [found.seconds] * bool(found.requests)
+    if sampled := left.sample():
+        seen_bytes, expected_bytes, took = await _measure(plan, sampled, usual)
+        asked += len(sampled)
+        basis = f"{len(sampled):,} items measured"
+    ratio = seen_bytes / expected_bytes if expected_bytes else 1.0
+    gate = plan.exchange.gate.statistics()
+    rate, concurrency = gate["rate"] or None, int(gate["concurrency"])
+    answer = median(took) if took else 0.0
+    by_rate = seconds_by_rate(lead, listing - lead + left.count, rate, answer)
+    by_turns = seconds_by_turns(listing, left.count, concurrency, answer)
+    requests = listing + left.count
+    return Estimate(
+        items=there + left.count,
+        already_there=there,
+        requests=requests,
+        asked_for_this=asked,
+        bytes=round(left.usual_bytes * ratio),
+        bytes_basis=basis,
+        rate=rate,
+        concurrency=concurrency,
+        seconds_at_polite_rate=round(
+            max(by_rate, by_turns) + FRAME if requests else 0.0, 3
+        ),
+        is_least=by_turns > by_rate and not sampled,
+    )
+
+
+def seconds_by_rate(lead: int, others: int, rate: float | None, answer: float) -> float:
+    """What requests take that leave at *rate*, *lead* of them one after the other.
+
+    The first one waits for nothing, and the last one's *answer* comes so many seconds
+    after it has left.
+    """
+    if not rate:
+        return 0.0
+    return lead * max(1 / rate, answer) + max(0, others - 1) / rate + answer
+
+
+def seconds_by_turns(
+    listing: int, items: int, concurrency: int, answer: float
+) -> float:
+    """What requests take when each connection is always busy with one of them."""
+    return answer * (listing + math.ceil(items / concurrency))
+
+
+def _look(ledger: Ledger, left: _Left) -> tuple[int, float, float]:
+    """Note what is left; items that are there, their bytes and their usual bytes."""
+    for block in ledger.pending(retry_failed=True, only=None):
+        for planned in block:
+            left.add(planned.item)
+    count, seen, expected = 0, 0.0, 0.0
+    for received in ledger.received():
+        for planned, size in received:
+            count += 1
+            seen += size
+            expected += left.usual(planned.item)
+    return count, seen, expected
+
+
+async def _measure(
+    plan: Plan, items: list[Item], usual: Callable[[Item], float]
+) -> tuple[float, float, list[float]]:
+    """Bytes of *items*, what these would usually be, and the seconds each took."""
+    seen, expected, took = 0.0, 0.0, []
+    for item in items:
+        expected += usual(item)
+        try:
+            answer = await plan.exchange.ask(
+                item.request, lambda chunks, _: _end(chunks)
+            )
+        except AsyncfetchError as error:
+            if isinstance(error, NotFound) and item.request.may_be_absent:
+                continue
+            raise
+        seen += answer.response.body.size
+        took.append(answer.on_wire)
+    return seen, expected, took
+
+
+def _end(chunks: Iterator[bytes]) -> None:
+    for _ in chunks:
+        pass
