@@ -54,6 +54,7 @@ ALLOWED = {
         "_version",
         "errors",
     },
+    "_estimate": {"_dataset", "_engine", "_ledger", "_model", "errors"},
     "services": {
         "_decode",
         "_engine",
@@ -69,6 +70,8 @@ ALLOWED = {
         "_dataset",
         "_demo",
         "_engine",
+        "_estimate",
+        "_progress",
         "_verify",
         "_model",
         "_version",
