@@ -288,8 +288,11 @@ class Pace:
 
     def hint(self, now: float, remaining: float, reset: float) -> None:
         """Spread what a server says is left over the time that it says."""
-        self._hinted = 0.9 * max(1.0, remaining) / reset
-        self._hinted_until = now + reset
+        # As if that were a second at least: no window is shorter, and what is left at
+        # the end of one says nothing about the next.
+        self._hinted = 0.9 * max(1.0, remaining) / max(1.0, reset)
+        # Beyond the reset, so that the next answer can say more before a burst leaves.
+        self._hinted_until = now + 2 * reset + 1
 
     @property
     def slots(self) -> int:

@@ -1,5 +1,7 @@
 """What the headers of an answer say of a rate limit, and what the client does then."""
 
+import math
+import random
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import get_args
@@ -15,6 +17,7 @@ from asyncfetch._engine import open_stream
 from asyncfetch._gate import Gate
 from asyncfetch._hints import Hint, hint_of, speaks_of_limits
 from asyncfetch._model import Limits
+from asyncfetch._pace import Pace
 from asyncfetch.testing._faults import LimitHeaders, Throttle
 
 NOW = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)
@@ -205,3 +208,12 @@ async def test_hints_spare_the_host_every_rejection(anyio_backend):
         refused.pop("none") > 0
     )  # without them the limit is only met by running into it
     assert refused == dict.fromkeys(refused, 0)
+
+
+def test_a_hint_holds_until_the_next_answer_can_say_more():
+    """What is left at the end of a window is not let go at once, nor after it."""
+    pace = Pace(concurrency=16, rng=random.Random(0))
+    pace.hint(100.0, 9, 0.05)
+    assert pace.effective(100.01) == pytest.approx(8.1)
+    assert pace.effective(100.06) == pytest.approx(8.1)
+    assert pace.effective(110.0) == math.inf  # where only some answers have hints
