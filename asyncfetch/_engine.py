@@ -48,6 +48,7 @@ from asyncfetch._model import (
     Json,
     Observer,
     Outcome,
+    Paced,
     Planned,
     PlannedItem,
     Report,
@@ -836,6 +837,7 @@ class _Download:
     async def _beat(self) -> None:
         while True:
             await anyio.sleep(HEARTBEAT)
+            self._tally.see(Paced(gate=self._plan.exchange.gate.statistics()))
             await self._on_disk(self._writer.heartbeat)
             await self._seal_if_due()  # when no result comes to ask for it
 

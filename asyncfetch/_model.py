@@ -318,6 +318,14 @@ class Paused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Paced:
+    """An event: what the gate knows of the host by now; every few seconds."""
+
+    gate: Mapping[str, Any]
+    """As :attr:`Report.gate`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
     """An event: more of the plan is known."""
 
@@ -347,7 +355,9 @@ class Committed:
     rows: int
 
 
-Event: TypeAlias = RequestSent | Retrying | Paused | Planned | ItemEnded | Committed
+Event: TypeAlias = (
+    RequestSent | Retrying | Paused | Paced | Planned | ItemEnded | Committed
+)
 
 
 class Observer(Protocol):

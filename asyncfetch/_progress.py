@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
@@ -20,6 +21,7 @@ from asyncfetch._model import (
     Event,
     ItemEnded,
     Outcome,
+    Paced,
     Paused,
     Planned,
     RequestSent,
@@ -46,6 +48,7 @@ class _State:
         self.committed = 0
         self.paused_until = 0.0
         self.pause_cause = ""
+        self.gate: Mapping[str, Any] = {}
 
     def see(self, event: Event) -> None:
         if isinstance(event, Planned):
@@ -62,6 +65,8 @@ class _State:
             self.retries += 1
         elif isinstance(event, Committed):
             self.committed += event.items
+        elif isinstance(event, Paced):
+            self.gate = event.gate
         elif isinstance(event, Paused) and event.seconds > 0:
             self.paused_until = time.monotonic() + event.seconds
             self.pause_cause = event.cause
@@ -82,13 +87,28 @@ class _State:
         if self.is_complete and rate > 0 and left > 0:
             parts.append(f"{duration(left / rate)} left")
         if self.retries:
-            parts.append(f"{self.retries:,} retries")
+            reserve = self.gate.get("retries_left")
+            known = "" if reserve is None else f" ({reserve:,} in reserve)"
+            parts.append(f"{self.retries:,} retries{known}")
         if self.failed:
             parts.append(f"{self.failed:,} failed")
+        parts.extend(self._pace())
         pause = self.paused_until - time.monotonic()
         if pause > 0:
             parts.append(f"paused {pause:.0f} s: {self.pause_cause}")
         return ", ".join(parts)
+
+    def _pace(self) -> Iterator[str]:
+        """What the gate has learned; nothing while it goes by the service's limits."""
+        gate = self.gate
+        if gate.get("learned_rate"):
+            yield f"host grants {gate['learned_rate']:.3g}/s"
+        if gate.get("slots", 0) < gate.get("concurrency", 0):
+            yield f"{gate['slots']} of {gate['concurrency']} connections"
+        if gate.get("rejected"):
+            yield f"{gate['rejected']:,} rejected"
+        if gate.get("breaker") == "open":
+            yield "host is down"
 
 
 class _Words(ProgressColumn):
