@@ -88,7 +88,7 @@ class _State:
             parts.append(f"{duration(left / rate)} left")
         if self.retries:
             reserve = self.gate.get("retries_left")
-            known = "" if reserve is None else f" ({reserve:,} in reserve)"
+            known = "" if reserve is None else f" ({reserve:,} left)"
             parts.append(f"{self.retries:,} retries{known}")
         if self.failed:
             parts.append(f"{self.failed:,} failed")
@@ -102,9 +102,9 @@ class _State:
         """What the gate has learned; nothing while it goes by the service's limits."""
         gate = self.gate
         if gate.get("learned_rate"):
-            yield f"host grants {gate['learned_rate']:.3g}/s"
+            yield f"{gate['learned_rate']:.3g}/s granted"
         if gate.get("slots", 0) < gate.get("concurrency", 0):
-            yield f"{gate['slots']} of {gate['concurrency']} connections"
+            yield f"{gate['slots']}/{gate['concurrency']} connections"
         if gate.get("rejected"):
             yield f"{gate['rejected']:,} rejected"
         if gate.get("breaker") == "open":

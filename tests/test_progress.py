@@ -28,16 +28,16 @@ def words(*events):
 def test_a_run_within_the_limits_says_nothing_of_the_gate():
     said = words(Planned(items=10, ended=4, complete=True), Paced(gate=CALM))
     assert said.startswith("4/10 items, 0 rows")
-    for word in ("grants", "connections", "rejected", "down"):
+    for word in ("granted", "connections", "rejected", "down"):
         assert word not in said
 
 
 def test_what_the_gate_has_learned_is_said():
     retry = Retrying(url="u", attempt=1, delay=1.0, error="e")
     said = words(retry, Paced(gate=LEARNED))
-    assert "1 retries (40 in reserve)" in said
-    assert "host grants 3.6/s" in said
-    assert "2 of 4 connections" in said
+    assert "1 retries (40 left)" in said
+    assert "3.6/s granted" in said
+    assert "2/4 connections" in said
     assert "12 rejected" in said
     assert "host is down" in said
 
