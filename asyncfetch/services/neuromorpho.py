@@ -332,6 +332,8 @@ class NeuroMorpho(Client):
 
     service = "neuromorpho"
     default_url = "https://neuromorpho.org"
+    # Handed down by way of neuromorphr: about 5 requests a second for API and files
+    # together, and not more than 5 side by side; 4 leaves one for a browser.
     default_limits = Limits(rate=5.0, concurrency=4)
     limits_source = "its maintainers ask for about 5 requests a second"
 

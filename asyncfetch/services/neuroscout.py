@@ -897,6 +897,8 @@ class Neuroscout(Client):
 
     service = "neuroscout"
     default_url = "https://neuroscout.org/api"
+    # gunicorn with 2 synchronous workers and no rate limit: each request holds one of
+    # them until its last row, and more connections would only queue before them.
     default_limits = Limits(concurrency=2)
     limits_source = "its server has 2 synchronous workers, which everybody shares"
 
