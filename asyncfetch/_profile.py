@@ -63,7 +63,7 @@ class HasPace(Protocol):
     def learned(self) -> Learned | None:
         """What this process has learned of the host."""
 
-    def recall(self, learned: Learned) -> None:
+    def start_from(self, learned: Learned) -> None:
         """Start from what an earlier process has learned."""
 
 
@@ -160,7 +160,7 @@ class Profile:
         if not self._is_recalled:
             self._is_recalled = True
             if (learned := _learned(facts.get("learned"))) is not None:
-                self._gate.recall(learned)
+                self._gate.start_from(learned)
         shares = self._alive(facts, now)
         self._fair = 1.0 / (len(shares) + 1)
         self._claim = min(self._fair, max(0.0, 1.0 - sum(shares.values())))

@@ -33,7 +33,7 @@ class FakeGate:
     def learned(self):
         return self.knows
 
-    def recall(self, learned):
+    def start_from(self, learned):
         self.recalled = learned
 
 
