@@ -216,17 +216,6 @@ class Gate:
         with self._guard:
             self._pace.hint(self.now(), remaining, reset)
 
-    def recall(self, learned: Learned) -> None:
-        """Start from *learned*, unless the host has answered already."""
-        with self._guard:
-            if not self._answers:
-                self._pace = Pace(
-                    concurrency=self.concurrency,
-                    rate=self.rate,
-                    learned=learned,
-                    rng=self._rng,
-                )
-
     def learned(self) -> Learned | None:
         """Return what to remember of the host; None before it answered anything."""
         flight = self._pace.flight
