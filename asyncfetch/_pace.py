@@ -28,15 +28,18 @@ FIRST_PAUSE = 1.0  # seconds, when a host that is not known says 429 without Ret
 # is found without waiting much longer than was waited already.
 FAST_PAUSE = 16.0
 LONGEST_PAUSE = 300.0
-# In flight before anything is known and when nobody named a number: a host that grants
-# five requests at once rejects a few, and not sixteen. It grows by 1 in 24 answers, and
-# by 1 in 4 when a hundred of them speak for the host.
+# In flight before anything is known, where nobody named a number and the service has no
+# small one of its own: a host that grants five requests at once, or sixty a minute,
+# rejects one or two and not sixteen. When so many answers speak for the host, it grows.
 START = 2
+SMALL = 4  # a service that allows so few is asked so from the start
+SPOKEN = 64
 USED = 0.96  # share of the learned rate that is used; of one learned from little:
 USED_EARLY = 0.94
 STEP = 20  # accepted answers between two steps upward, and more where bursts are large
 LARGEST_STEP = 100
 HOLD = 80  # accepted answers that pay for one rejection before steps begin
+USED_REMEMBERED = 0.98  # of one that has proved itself
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
 # Logarithm of a delay over the calm one: above the first requests queue, below the
@@ -77,7 +80,7 @@ class Flight:
 
     def __init__(self, most: int, *, eager: bool, learned: Learned | None) -> None:
         self.most = most
-        self.now = float(most if eager else min(START, most))
+        self.now = float(most if eager or most <= SMALL else START)
         self.starting = not eager
         self._crowded, self._free = QUEUES_DEMANDED if eager else QUEUES
         self.delay: float | None = None  # logarithm of seconds, as all delays here
@@ -131,7 +134,7 @@ class Flight:
             return False
         self._cap = max(1, crowd - 1)
         self.now = float(self._cap)
-        self._patience = min(16, 2 * self._patience)
+        self._patience = min(4, 2 * self._patience)
         return True
 
     def forget(self) -> None:
@@ -158,7 +161,7 @@ class Flight:
                     self._calm_gap = max(self._calm_gap, 20 * (now - self._calm_from))
             return
         if self.delay is None:
-            if crowd <= 4:
+            if crowd <= SMALL:
                 self._first.append(took)
                 if len(self._first) == CALM_ANSWERS:
                     self._settle(self._first)
@@ -193,7 +196,7 @@ class Flight:
         if 2 * crowd < self.now or self.now >= self.most:
             return
         if self.starting:
-            self.now += 1 / 24 if self._seen < 100 else 1 / 4
+            self.now += 1 / 4 if self._seen > SPOKEN else 0
         elif self.now + 1 <= self._cap:
             self.now += 1 / self.now
         else:
@@ -275,7 +278,7 @@ class Pace:
         self._highest = 0.0
         if learned is not None and learned.rate is not None:
             self.granted = learned.rate
-            self.rate = USED * learned.rate
+            self.rate = USED_REMEMBERED * learned.rate
             self._hold, self._sure = HOLD, 1000
             self._marked_rate = self.rate
 

@@ -55,7 +55,13 @@ REMEMBERED = " (remembered)"
 METHODS = ("gate", "AIMD", "AWS", "AutoThrottle")
 # Per kind of server: goodput at least, as a share of the hidden limit, and rejected per
 # accepted at most.
-BARS = {"window": (0.84, 0.02), "bucket": (0.90, 0.02), "workers": (0.90, 0.02)}
+BARS = {
+    # One in a hundred is refused whatever is done.
+    "noisy": (0.90, 0.03),
+    "window": (0.84, 0.02),
+    "bucket": (0.90, 0.02),
+    "workers": (0.90, 0.02),
+}
 
 # Name: kind, requests in flight at most (0: loopback's default), the server.
 Row = tuple[str, int, Callable[[], Server]]
@@ -129,7 +135,7 @@ def drawn(seed: int) -> dict[str, Row]:
             ),
         ),
         f"bucket {rate:.1f}/s, 1 % of 503 beside": (
-            "bucket",
+            "noisy",
             0,
             lambda: Noisy(Bucket(rate, 10), 0.01, 503, seed=seed),
         ),

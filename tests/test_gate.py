@@ -261,7 +261,7 @@ def test_what_was_learned_is_where_the_next_process_starts():
     assert known.delay == pytest.approx(0.1)
     other = Gate("host", Limits(concurrency=16), learned=known)
     assert other.statistics()["learned_rate"] == pytest.approx(known.rate, abs=1e-3)
-    assert other.statistics()["rate"] == pytest.approx(0.96 * known.rate, abs=1e-3)
+    assert other.statistics()["rate"] == pytest.approx(0.98 * known.rate, abs=1e-3)
     third = Gate("host", Limits(concurrency=16))
     third.start_from(known)
     assert third.learned() is None
