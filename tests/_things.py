@@ -52,6 +52,7 @@ SCHEMA = pa.schema(
         pa.field("value", pa.float64()),
     ]
 )
+TYPES = SCHEMA.types
 CAP = 32  # rows of a shard that the server gives at most
 LINKS = 24  # pages of the longest chain
 
@@ -96,9 +97,9 @@ class _Things:
         if halves:
             return Decoded(is_split=True, follow_up=tuple(map(self._item, halves)))
         rows, found = body["rows"], body.get("next")
-        columns = zip(*rows, strict=True) if rows else [()] * len(SCHEMA)
+        columns = zip(*rows, strict=True) if rows else [()] * len(TYPES)
         batch = pa.RecordBatch.from_arrays(
-            [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)],
+            [pa.array(c, kind) for c, kind in zip(columns, TYPES, strict=True)],
             schema=SCHEMA,
         )
         return Decoded(
