@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
@@ -24,6 +25,9 @@ from asyncfetch import _gate, _profile
 from asyncfetch._exchange import Exchange
 from asyncfetch._model import Limits
 from asyncfetch.services import neuromorpho, neuroscout  # noqa: F401
+
+# The benchmarks are no part of the package. Last, so that the installed one is tested.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 def _eager_loop() -> asyncio.AbstractEventLoop:
