@@ -206,9 +206,7 @@ class Writer:
         if record.files is not None:
             self.files = Files(store, staging, record.files, beat=lock.beat)
             self.files.recall(self._ledger.stored)
-            self._names = Names()
-            for path in self._ledger.paths():
-                self._names.take(path)
+        self._names: Names | None = None
         self._taken = KeySet() if row_key is None else self._row_keys(row_key)
         # The commit that is open, and what waits in memory to join it.
         self._commits = 0
@@ -499,6 +497,13 @@ class Writer:
         wish = item.request.file
         if wish is None or self.files is None:
             return item
+        if self._names is None:
+            # Read when more is planned and not before: 4 s for a million files, which
+            # what is pending need not wait for. In a thread, as every call of freeze;
+            # that a file leads to the next one before that is not known of any table.
+            self._names = Names()
+            for path in self._ledger.paths():
+                self._names.take(path)
         wish = replace(wish, path=self._names.give(wish.path, item.key))
         return replace(item, request=replace(item.request, file=wish))
 
