@@ -599,6 +599,9 @@ def _download(
     from asyncfetch._engine import download  # noqa: PLC0415
     from asyncfetch._model import Planned  # noqa: PLC0415
 
+    if not quiet:  # here, because the download would load it inside the event loop
+        import asyncfetch._progress  # noqa: F401, PLC0415
+
     interrupted = False
     first_line = _FirstLine(
         plan.name, client.table(plan.table).description.item, Planned
