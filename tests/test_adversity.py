@@ -58,6 +58,8 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A cache of bytecode that is cut at a limit would break every later start.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         **options,
     )
 
