@@ -82,7 +82,7 @@ class Flight:
         self.most = most
         self.now = float(most if eager or most <= SMALL else START)
         self.starting = not eager
-        self._crowded, self._free = QUEUES_DEMANDED if eager else QUEUES
+        self._is_demanded = eager
         self.delay: float | None = None  # logarithm of seconds, as all delays here
         if learned is not None:
             self.now = max(1.0, min(most, learned.concurrency))
@@ -99,6 +99,8 @@ class Flight:
         self._calm_from = -math.inf
         self._calm_gap = CALM_GAP
         self._shrunk_at = -math.inf
+        self._from: tuple[float, float] | None = None  # flight and delay before it
+        self._tried = False
         self._cap = math.inf  # so many were accepted, and one more was rejected
         self._patience = 1
         self._held: dict[int, int] = {}
@@ -110,7 +112,7 @@ class Flight:
         self.most = most
         self.now = min(self.now, most)
         self.starting = False
-        self._crowded, self._free = QUEUES_DEMANDED
+        self._is_demanded = True
 
     @property
     def slots(self) -> int:
@@ -172,19 +174,40 @@ class Flight:
                 self.delay = self._lowest
             self._grow(crowd)
             return
-        above = self._mean - self.delay - self._slack
-        if above < self._free:
+        self._steer(now, self._mean, self._mean - self.delay - self._slack, crowd)
+
+    def _steer(self, now: float, mean: float, above: float, crowd: int) -> None:
+        crowded, free = QUEUES_DEMANDED if self._is_demanded else QUEUES
+        if above < free:
+            self._from = None
             self._grow(crowd)
-        elif above > self._crowded and self.now >= 3:
+        elif above > crowded and self.now >= 3:
             if now - self._calm_from > self._calm_gap:
                 self._calm = []
                 self._calm_from = now
                 self._calm_gap = min(CALM_GAP_MOST, 2 * self._calm_gap)
                 self._calm_most = max(1, int(min(self.now, crowd, 12) / 3))
-            elif now - self._shrunk_at > 2 * math.exp(self._mean):
+            elif now - self._shrunk_at > 2 * math.exp(mean):
                 self._shrunk_at = now
-                self.now = max(2.0, 0.9 * self.now)
-                self.starting = False
+                self._shrink(mean)
+
+    def _shrink(self, mean: float) -> None:
+        self.starting = False
+        if self._is_demanded and (self._from is None or not self._tried):
+            # What it is like before: when delays have stopped to rise.
+            self._tried = self._from is not None and mean < self._from[1] + 0.05
+            self._from = self.now, mean
+            return
+        self.now = max(2.0, 0.9 * self.now)
+        if self._from is None or self.now > 0.6 * self._from[0]:
+            return
+        # Where requests queue, delays shrink with their number. If they did not, then
+        # everything takes longer now, here or there, and fewer requests do not help.
+        before, then = self._from
+        self._from, self._tried = None, False
+        if mean - then > 0.5 * math.log(self.now / before):
+            self.now = before
+            self.delay = mean
 
     def _settle(self, found: list[float]) -> None:
         # Where delays scatter, a few of them say less: twice the standard error.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncfetch._pace import Learned, Pace
+from asyncfetch._pace import Flight, Learned, Pace
 from benchmarks._limited import (
     Bucket,
     Noisy,
@@ -155,6 +155,18 @@ def test_delays_that_grow_without_a_queue_do_not_slow_a_client_for_long():
     pace = Pace(concurrency=16, eager=True, rng=random.Random(0))
     found = simulate(jumps, 300, pace=pace)
     assert found.pace.flight.now >= 14
+
+
+def test_delays_that_fewer_requests_do_not_shorten_leave_the_number_alone():
+    rng = random.Random(0)
+    flight = Flight(32, eager=True, learned=None)
+    now = 0.0
+    for n in range(4000):
+        # The machine got busy, whoever asks: ten times the delay, whatever the number.
+        took = (0.02 if n < 500 else 0.2) * rng.uniform(0.8, 1.2)
+        now += took / flight.now
+        flight.accepted(now, now - took, took, min(flight.slots, int(flight.now)))
+    assert flight.now >= 22
 
 
 def test_a_healthy_server_gets_all_that_somebody_asked_for():
