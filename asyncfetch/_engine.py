@@ -76,6 +76,7 @@ from asyncfetch.errors import (
     ConfigurationError,
     DatasetError,
     DecodeError,
+    IntegrityError,
     ItemError,
     NotFound,
     TransportError,
@@ -589,10 +590,10 @@ class Run:
             try:
                 return await ask(impatient=True)
             except AsyncfetchError as error:
-                is_down = isinstance(error, TransportError) or (
+                may_pass = isinstance(error, TransportError | IntegrityError) or (
                     getattr(error, "status", 0) >= 500
                 )
-                if not (self._reached and is_down):
+                if not (self._reached and may_pass):
                     raise
                 # Others were answered meanwhile: it is there, and it will be back.
         return await ask(impatient=self._interactive)
