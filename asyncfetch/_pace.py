@@ -47,6 +47,7 @@ WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
 # its own answers, and that is no reason to give him less.
 QUEUES = (math.log(1.6), math.log(1.3))
 QUEUES_DEMANDED = (math.log(3.0), math.log(2.0))
+BUSY = 2.0  # seconds that delays must last before a demanded number is touched
 CALM_ANSWERS = 16
 CALM_GAP = 30.0  # seconds between calm probes, doubled up to
 CALM_GAP_MOST = 300.0
@@ -101,6 +102,7 @@ class Flight:
         self._shrunk_at = -math.inf
         self._from: tuple[float, float] | None = None  # flight and delay before it
         self._tried = False
+        self._calm_until = -math.inf  # the last answer that had not queued
         self._cap = math.inf  # so many were accepted, and one more was rejected
         self._patience = 1
         self._held: dict[int, int] = {}
@@ -169,6 +171,7 @@ class Flight:
                     self._settle(self._first)
             # Who began with many in flight has no calm answers: the shortest stands for
             # them, until delays far above it are a reason for a calm probe.
+            self._calm_until = now
             self._lowest = min(self._lowest, took)
             if self._seen > CALM_ANSWERS + self.most:
                 self.delay = self._lowest
@@ -178,9 +181,13 @@ class Flight:
 
     def _steer(self, now: float, mean: float, above: float, crowd: int) -> None:
         crowded, free = QUEUES_DEMANDED if self._is_demanded else QUEUES
+        if above <= crowded:
+            self._calm_until = now
         if above < free:
             self._from = None
             self._grow(crowd)
+        elif self._is_demanded and now - self._calm_until < BUSY:
+            pass  # a busy moment of this machine, maybe
         elif above > crowded and self.now >= 3:
             if now - self._calm_from > self._calm_gap:
                 self._calm = []
