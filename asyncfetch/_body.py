@@ -78,6 +78,11 @@ class Body:
         return tuple(name for name in names if name in known)
 
     @property
+    def is_small(self) -> bool:
+        """Whether it lies in memory, and is no more than a slice."""
+        return isinstance(self.data, bytes) and self.size <= SLICE
+
+    @property
     def is_compressed(self) -> bool:
         """Whether :meth:`chunks` inflates, and so proves the end of the stream."""
         return bool(self.codings)

@@ -12,9 +12,8 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -383,22 +382,15 @@ def _to_list(value: Any, inner: Callable[[Any], Any], lenient: bool) -> list[Any
     raise _Misfit("array")
 
 
-def constants(count: int, *texts: str | None) -> list[pa.Array]:
-    """A column for each text, of *count* times the same, stored once."""
-    zeros = pa.array(np.zeros(count, np.int32))
-    return [
-        pa.DictionaryArray.from_arrays(zeros, _alone_in_array(text), safe=False)
-        for text in texts
-    ]
+def repeated(texts: Sequence[str], counts: Sequence[int]) -> pa.Array:
+    """A column in which each text comes as often as its count says, stored once."""
+    known = pa.array(texts, pa.string()).dictionary_encode()
+    indices = np.repeat(known.indices.to_numpy(), counts)
+    return pa.DictionaryArray.from_arrays(pa.array(indices), known.dictionary)
 
 
-@lru_cache(maxsize=64)  # the same archive or version, item after item
-def _alone_in_array(text: str | None) -> pa.Array:
-    return pa.array([text], pa.string())
-
-
-def with_constants(schema: pa.Schema, *names: str) -> pa.Schema:
-    """The schema of batches in which those columns come from :func:`constants`."""
+def with_repeated(schema: pa.Schema, *names: str) -> pa.Schema:
+    """The schema of batches in which those columns come from :func:`repeated`."""
     encoded = pa.dictionary(pa.int32(), pa.string())
     return pa.schema(
         field.with_type(encoded) if field.name in names else field for field in schema

@@ -20,7 +20,7 @@ import logging
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
@@ -41,13 +41,14 @@ from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from asyncfetch._dataset import Writer
-from asyncfetch._decode import as_schema, document, without_taken_keys
+from asyncfetch._decode import as_schema, document, whole, without_taken_keys
 from asyncfetch._exchange import Answer, Exchange, ignore
 from asyncfetch._files import Files, directory_of
 from asyncfetch._ledger import PlanRecord, cut_short, destination, schema_id
 from asyncfetch._model import (
     Ask,
     Block,
+    BulkSource,
     Committed,
     Decoded,
     Event,
@@ -64,12 +65,14 @@ from asyncfetch._model import (
     PlannedItem,
     Report,
     RequestSent,
+    Response,
     Retrying,
     Source,
     Stores,
 )
 from asyncfetch._partial import Partial
 from asyncfetch._threads import in_thread, surely_in_thread
+from asyncfetch._together import MOST, Together
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
     AsyncfetchError,
@@ -344,9 +347,18 @@ class Run:
         self.draining = False
         # One item ahead for each worker keeps them busy; results queue no further.
         slots = plan.exchange.gate.concurrency
-        self.workers = slots + SPARE_WORKERS + RESTING_WORKERS * slots
+        spare = SPARE_WORKERS
+        self._performing = 0
+        self._together: Together | None = None
+        if isinstance(plan.source, BulkSource):
+            spare = MOST
+            self._together = Together(
+                partial(plan.source.decode_many, as_records=as_records),
+                lambda: self._performing,
+            )
+        self.workers = slots + spare + RESTING_WORKERS * slots
         # Who holds one may ask, decode and hold a result.
-        self._hands = anyio.Semaphore(slots + SPARE_WORKERS, fast_acquire=True)
+        self._hands = anyio.Semaphore(slots + spare, fast_acquire=True)
         self._give, self._take = anyio.create_memory_object_stream[PlannedItem](
             self.workers
         )
@@ -464,7 +476,11 @@ class Run:
                 async with self._hands:
                     if self.draining:
                         continue
-                    result = await self._perform(planned)
+                    self._performing += 1
+                    try:
+                        result = await self._perform(planned)
+                    finally:
+                        self._performing -= 1
                     self._observe(
                         ItemEnded(
                             key=result.key,
@@ -535,7 +551,11 @@ class Run:
             kept=kept,
         )
 
-    def _decode(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
+    def _decode(
+        self, item: Item, chunks: Iterator[bytes], response: Response
+    ) -> Decoded | Awaitable[Decoded]:
+        if self._together is not None and response.body.is_small:
+            return self._together.decode(item, whole(chunks))
         return self._plan.source.decode(item, chunks, as_records=self._as_records)
 
     async def _fetch_file(
@@ -555,7 +575,7 @@ class Run:
             value = await exchange.consume(
                 item.request,
                 there,
-                lambda chunks, _response: self._decode(item, chunks),
+                lambda chunks, response: self._decode(item, chunks, response),
             )
             kept = Kept(path=path, data=files.root / path)
             answer = Answer(value=value, response=there, attempts=0, elapsed=0.0)
@@ -576,7 +596,7 @@ class Run:
         async def ask(*, impatient: bool) -> Answer[Decoded]:
             return await self._plan.exchange.ask(
                 item.request,
-                lambda chunks, _response: self._decode(item, chunks),
+                lambda chunks, response: self._decode(item, chunks, response),
                 interactive=self._interactive,
                 impatient=impatient,
                 spool_dir=self._spool_dir,

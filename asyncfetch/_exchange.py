@@ -25,7 +25,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -33,7 +33,6 @@ from yarl import URL
 
 from asyncfetch._auth import Auth, Credentials, Reply, hide, scrub
 from asyncfetch._body import (
-    SLICE,
     Proof,
     excerpt,
     prove,
@@ -69,6 +68,9 @@ from asyncfetch.errors import (
 )
 
 T = TypeVar("T")
+
+# What makes a value of the slices of a body: at once, or with others.
+Consume: TypeAlias = Callable[[Iterator[bytes], Response], T | Awaitable[T]]
 
 logger = logging.getLogger("asyncfetch")
 
@@ -210,7 +212,7 @@ class Exchange:
     async def ask(
         self,
         request: Request,
-        consume: Callable[[Iterator[bytes], Response], T],
+        consume: Consume[T],
         *,
         interactive: bool = False,
         impatient: bool | None = None,
@@ -222,7 +224,8 @@ class Exchange:
         """Return what *consume* makes of the proved content of the answer.
 
         *consume* is called with slices of the inflated body, in the event loop for a
-        small one and otherwise in a thread; it may be called again after a failure. An
+        small one and otherwise in a thread; it may be called again after a failure, and
+        give something to wait for in place of the value. An
         *interactive* question passes the gate before others; an *impatient* one is
         given up soon when the host is down (the same, unless said). *sleep* is awaited
         between two attempts, with the seconds to wait (of the gate, unless said).
@@ -284,7 +287,7 @@ class Exchange:
     async def _answered(
         self,
         request: Request,
-        consume: Callable[[Iterator[bytes], Response], T],
+        consume: Consume[T],
         asking: _Asking,
     ) -> tuple[T, Response]:
         response = await self._send(request, asking)
@@ -490,7 +493,7 @@ class Exchange:
     async def _recovered(
         self,
         request: Request,
-        consume: Callable[[Iterator[bytes], Response], T],
+        consume: Consume[T],
         partial: Partial,
     ) -> Answer[T] | None:
         """The answer from bytes that an earlier run had received to the last."""
@@ -508,7 +511,7 @@ class Exchange:
         self,
         request: Request,
         response: Response,
-        consume: Callable[[Iterator[bytes], Response], T],
+        consume: Consume[T],
         partial: Partial,
     ) -> T:
         try:
@@ -528,7 +531,7 @@ class Exchange:
         self,
         request: Request,
         response: Response,
-        consume: Callable[[Iterator[bytes], Response], T],
+        consume: Consume[T],
     ) -> T:
         """Return what *consume* makes of an answer that is there, once it is proved."""
         body = response.body
@@ -536,17 +539,18 @@ class Exchange:
             content = small_content(response)
             if content is not None:
                 whole = prove([content], request.media, response.url)
-                return consume(whole, response)
+                return await _awaited(consume(whole, response))
             limiter = _decode_thread.get(None)
             if limiter is None:
                 limiter = anyio.CapacityLimiter(1)
                 _decode_thread.set(limiter)
-            return await in_thread(
+            value = await in_thread(
                 lambda: consume(
                     prove(body.chunks(), request.media, response.url), response
                 ),
                 limiter=limiter,
             )
+            return await _awaited(value)
         except DecodeError as error:
             if body.proof is Proof.NONE and not body.is_compressed:
                 raise IntegrityError(f"a body without a length: {error}") from error
@@ -695,12 +699,16 @@ def _come_back(host: str, seconds: float, status: int) -> ResponseError:
     )
 
 
+async def _awaited(value: T | Awaitable[T]) -> T:
+    return await value if isinstance(value, Awaitable) else value
+
+
 def small_content(response: Response) -> bytes | None:
     """Return the inflated body when it is small enough for the event loop."""
     body = response.body
-    if isinstance(body.data, Path) or body.size > SLICE:
+    if not body.is_small:
         return None
-    if not body.is_compressed:
+    if not body.is_compressed and isinstance(body.data, bytes):
         return body.data
     pieces = []
     room = INLINE

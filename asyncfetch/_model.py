@@ -14,7 +14,14 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    Protocol,
+    TypeAlias,
+    runtime_checkable,
+)
 
 from asyncfetch.errors import AsyncfetchError, ConfigurationError, ItemError
 
@@ -187,6 +194,16 @@ class Source(Protocol):
 
     def shortfall(self, rows: int, details: Iterable[Mapping[str, Any]]) -> str | None:
         """One line if the service promised more rows than came, else None."""
+
+
+@runtime_checkable
+class BulkSource(Source, Protocol):
+    """A source whose small answers cost less when they are decoded together."""
+
+    def decode_many(
+        self, bodies: list[tuple[Item, bytes]], *, as_records: bool
+    ) -> list[Decoded | AsyncfetchError]:
+        """What :meth:`decode` gives or raises for each of *bodies*, in their order."""
 
 
 class Outcome(enum.StrEnum):

@@ -25,7 +25,7 @@ import os
 import re
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from io import BytesIO
@@ -37,6 +37,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 
 from asyncfetch.errors import DecodeError
 
@@ -46,6 +47,7 @@ __all__ = [
     "WARNING_CODES",
     "Diagnostic",
     "Morphology",
+    "read_many",
     "read_swc",
 ]
 
@@ -219,40 +221,41 @@ def read_swc(
     else:
         with open(source, "rb") as file:  # noqa: PTH123 - takes str and PathLike alike
             data = file.read(MAX_BYTES + 1)
-    report = _Report(strict=strict)
-    data = _unpacked(data, report)
-    data, encoding = _as_utf8(data, report)
-    _refuse_other_formats(data, report)
-    line_ends = _line_ends(data, report)
-    report.data = data
+    return _File(data, strict=strict).read()
 
-    header = _Header()
-    rows = None
-    if line_ends in ("lf", "crlf", "none"):
-        rows = _read_plain(header, report)
-    if rows is None:
-        rows = _read_lines(header, report)
-    if not len(rows.ids):
-        raise report.nothing_usable("comments only" if header.lines else "empty")
-    rows = _checked_tree(rows, report)
-    return Morphology(
-        columns=_columns(rows),
-        n_roots=int(np.count_nonzero(rows.parents == -1)),
-        n_soma=int(np.count_nonzero(rows.types == 1)),
-        n_rejected=sum(n for code, n in report.counts.items() if code in _DROPPING),
-        codes=tuple(sorted(report.counts)),
-        counts=report.counts,
-        diagnostics=tuple(report.listed),
-        header="\n".join(header.lines),
-        header_cut=header.cut,
-        metadata=header.metadata,
-        units=header.units or "um",
-        units_assumed=header.units is None,
-        offset=header.offset,
-        n_synapses=header.n_synapses,
-        encoding=encoding,
-        line_ends=line_ends,
-    )
+
+def read_many(files: Sequence[bytes]) -> list[Morphology | DecodeError]:
+    """Read each of *files* as `read_swc` does, small ones at half the cost.
+
+    Those written in the commonest way, one blank between numbers, are read in one go.
+
+    Returns
+    -------
+    list of Morphology or DecodeError
+        One for each file, in their order; the error is what `read_swc` would raise.
+
+    Notes
+    -----
+    Give it some ten files at a time: what is read together lives together. A file of
+    21 KiB took 590 µs alone and 190 µs among 16 to become columns (`pyarrow.csv`, of
+    which each call costs 400 µs by itself).
+    """
+    found: list[_File | DecodeError] = []
+    for data in files:
+        try:
+            found.append(_File(data, strict=False))
+        except DecodeError as error:
+            found.append(error)
+    alike = {
+        place: plain
+        for place, file in enumerate(found)
+        if isinstance(file, _File) and (plain := file.plain_as_most())
+    }
+    traces = dict(zip(alike, _read_alike(list(alike.values())), strict=True))
+    return [
+        file if isinstance(file, DecodeError) else traces.get(place) or file.attempt()
+        for place, file in enumerate(found)
+    ]
 
 
 # --------------------------------------------------------------------------------------
@@ -351,6 +354,79 @@ class _Report:
             if found.code in ERROR_CODES:
                 return _error(found)
         return self.fail("no-data", otherwise)
+
+
+class _File:
+    """One file on its way: its text, and what is found in it."""
+
+    def __init__(self, data: bytes, *, strict: bool) -> None:
+        self.report = report = _Report(strict=strict)
+        data = _unpacked(data, report)
+        data, self.encoding = _as_utf8(data, report)
+        _refuse_other_formats(data, report)
+        self.line_ends = _line_ends(data, report)
+        report.data = data
+        self.header = _Header()
+
+    def read(self) -> Morphology:
+        header, report = self.header, self.report
+        rows = None
+        if self.line_ends in ("lf", "crlf", "none"):
+            rows = _read_plain(header, report)
+        if rows is None:
+            rows = _read_lines(header, report)
+        if not len(rows.ids):
+            raise report.nothing_usable("comments only" if header.lines else "empty")
+        return self.checked(rows)
+
+    def attempt(self) -> Morphology | DecodeError:
+        try:
+            return self.read()
+        except DecodeError as error:
+            return error
+
+    def plain_as_most(self) -> _Plain | None:
+        """Give what is to be read if it looks like the commonest way of writing."""
+        if self.line_ends != "lf" or not self.report.terminated:
+            return None
+        comments, body = _without_head(self.report.data)
+        if len(body) > _BLOCK or _COMMON_ROW(body) is None:
+            return None
+        if b"#" in body or b"x" in body or b"X" in body:  # comments; 0x1 is no number
+            return None
+        return _Plain(self, comments, body)
+
+    def checked(self, rows: _Rows) -> Morphology:
+        """Check the tree of all rows that were read."""
+        rows = _checked_tree(rows, self.report)
+        return self.trace(
+            _columns(rows),
+            n_roots=int(np.count_nonzero(rows.parents == -1)),
+            n_soma=int(np.count_nonzero(rows.types == 1)),
+        )
+
+    def trace(
+        self, columns: tuple[pa.Array, ...], *, n_roots: int, n_soma: int
+    ) -> Morphology:
+        header, report = self.header, self.report
+        return Morphology(
+            columns=columns,
+            n_roots=n_roots,
+            n_soma=n_soma,
+            n_rejected=sum(n for code, n in report.counts.items() if code in _DROPPING),
+            codes=tuple(sorted(report.counts)),
+            counts=report.counts,
+            diagnostics=tuple(report.listed),
+            header="\n".join(header.lines),
+            header_cut=header.cut,
+            metadata=header.metadata,
+            units=header.units or "um",
+            units_assumed=header.units is None,
+            offset=header.offset,
+            n_synapses=header.n_synapses,
+            encoding=self.encoding,
+            line_ends=self.line_ends,
+        )
 
 
 def _error(found: Diagnostic) -> DecodeError:
@@ -814,16 +890,13 @@ def _read_plain(header: _Header, report: _Report) -> _Rows | None:
     `pyarrow.csv` would hand each file to an I/O thread, which costs 140 µs before the
     first row; the casts of Arrow alone are exact, take less and stay in this thread.
     """
-    found = _HEAD.match(report.data)
-    assert found is not None  # it matches the empty string
-    top = found.group().splitlines()
-    body = report.data[found.end() :]
-    comments = [(n, line) for n, line in enumerate(top, 1) if line.startswith(b"#")]
+    comments, body = _without_head(report.data)
     if b"#" in body:
         lines = body.splitlines()
+        n_above = report.data.count(b"\n", 0, -len(body))
         comments += (
             (n, line)
-            for n, line in enumerate(lines, len(top) + 1)
+            for n, line in enumerate(lines, 1 + n_above)
             if line.startswith(b"#")
         )
         body = b"\n".join(line for line in lines if not line.startswith(b"#"))
@@ -853,6 +926,14 @@ def _read_plain(header: _Header, report: _Report) -> _Rows | None:
         lines=None,
         lost_ids=0,
     )
+
+
+def _without_head(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Part the text at its first row: numbered comments above it, and the rest."""
+    found = _HEAD.match(data)
+    assert found is not None  # it matches the empty string
+    top = enumerate(found.group().splitlines(), 1)
+    return [(n, line) for n, line in top if line.startswith(b"#")], data[found.end() :]
 
 
 def _blocks(body: bytes) -> Iterator[bytes]:
@@ -901,6 +982,82 @@ def _parse_block(block: bytes) -> tuple[npt.NDArray[Any], ...] | None:
     ):
         return None
     return ids, types, x, y, z, radius, parents
+
+
+class _Plain(NamedTuple):
+    """A file that is to be read together with others."""
+
+    file: _File
+    comments: list[tuple[int, bytes]]
+    body: bytes
+
+
+_COMMON_ROW = re.compile(rb" ?\d+(?: [-\d.]+){5} -?\d+\n").match
+_CSV_COLUMNS: Final = {field.name: field.type for field in NODES_SCHEMA}
+_CSV_PARSE: Final = pa_csv.ParseOptions(
+    delimiter=" ", quote_char=False, double_quote=False, ignore_empty_lines=False
+)
+_CSV_CONVERT: Final = pa_csv.ConvertOptions(
+    column_types=_CSV_COLUMNS, null_values=[], check_utf8=False
+)
+
+
+def _read_alike(files: list[_Plain]) -> list[Morphology | None]:
+    """Read files at once; none of them if there is any doubt about one."""
+    none: list[Morphology | None] = [None] * len(files)
+    if len(files) < 2:
+        return none
+    text = b"".join(
+        plain.body.replace(b"\n ", b"\n")[1:] if plain.body[:1] == b" " else plain.body
+        for plain in files
+    )
+    counts = np.array([plain.body.count(b"\n") for plain in files])
+    options = pa_csv.ReadOptions(
+        use_threads=False, column_names=list(_CSV_COLUMNS), block_size=len(text) + 1
+    )
+    try:
+        table = pa_csv.read_csv(
+            pa.BufferReader(text), options, _CSV_PARSE, _CSV_CONVERT
+        )
+    except pa.ArrowInvalid:
+        return none
+    columns = [column.combine_chunks() for column in table.columns]
+    ids, types, x, y, z, radius, parents = (
+        column.to_numpy(zero_copy_only=False) for column in columns
+    )
+    if len(ids) != counts.sum() or not np.isfinite((x, y, z, radius)).all():
+        return none
+    ends = counts.cumsum()
+    starts = ends - counts
+    is_first = np.zeros(len(ids), np.bool_)
+    is_first[starts] = True
+    # What `_checked_tree` would have nothing to say about; see `_is_standard`.
+    is_usual = (
+        (ids == np.arange(1, len(ids) + 1) - starts.repeat(counts))
+        & np.where(is_first, parents == -1, (parents > 0) & (parents < ids))
+        & (types.view(np.uint32) <= 7)
+        & (radius > 0)
+    )
+    usual = np.logical_and.reduceat(is_usual, starts)
+    n_soma = np.add.reduceat(types == 1, starts, dtype=np.int64)
+    traces: list[Morphology | None] = []
+    for plain, first, end, is_plain, somas in zip(
+        files,
+        starts.tolist(),
+        ends.tolist(),
+        (usual & (n_soma > 0)).tolist(),
+        n_soma.tolist(),
+        strict=True,
+    ):
+        if not is_plain:
+            traces.append(None)
+            continue
+        file = plain.file
+        for number, line in plain.comments:
+            file.header.add(line, number, file.report)
+        own = tuple(column.slice(first, end - first) for column in columns)
+        traces.append(file.trace(own, n_roots=1, n_soma=somas))
+    return traces
 
 
 def _is_seven_a_line(

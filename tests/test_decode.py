@@ -16,9 +16,9 @@ from asyncfetch._decode import (
     arrays,
     as_schema,
     batch_of,
-    constants,
     document,
     records_at,
+    repeated,
 )
 from asyncfetch.errors import DecodeError, IntegrityError
 from asyncfetch.services.neuroscout import amplitudes
@@ -182,7 +182,7 @@ def test_text_that_is_no_json_is_not_whole(data):
 def test_encoded_columns_come_out_plain():
     schema = pa.schema([("a", pa.string()), ("b", pa.int64())])
     batch = pa.RecordBatch.from_arrays(
-        [*constants(3, "x"), pa.array([1, 2, 3])], names=["a", "b"]
+        [repeated(["x"], [3]), pa.array([1, 2, 3])], names=["a", "b"]
     )
     assert as_schema(batch, schema).to_pydict() == {"a": ["x"] * 3, "b": [1, 2, 3]}
 

@@ -26,6 +26,7 @@ ALLOWED = {
     "_gate": {"_health", "_model", "_pace", "errors"},
     "_auth": {"_model", "errors"},
     "_threads": set(),
+    "_together": {"_model", "_threads", "errors"},
     "_names": set(),
     # Bytes on their way to a stored file are kept by the rules of the store.
     "_partial": {"_body", "_model", "_store", "errors"},
@@ -65,6 +66,7 @@ ALLOWED = {
         "_partial",
         "_progress",
         "_threads",
+        "_together",
         "_version",
         "errors",
     },

@@ -23,6 +23,7 @@ from asyncfetch.swc import (
     NODES_SCHEMA,
     WARNING_CODES,
     Morphology,
+    read_many,
     read_swc,
 )
 
@@ -734,6 +735,50 @@ def test_both_readers_give_the_same_to_the_last_bit(
     assert everything(read_swc, data, strict=strict) == everything(
         line_by_line, data, strict=strict
     )
+
+
+def trace_of(one: Morphology | DecodeError, *, strict: bool = False) -> Morphology:
+    if isinstance(one, DecodeError):
+        raise one
+    return one
+
+
+NEIGHBOUR = b"# SCALE 1 1 1\n1 1 0 0 0 1 -1\n2 3 1.5 -2 .25 1e-1 1\n3 3 2 2 2 1 2\n"
+
+
+@settings(max_examples=400, deadline=None)
+@given(files=st.lists(swc_files() | st.just(NEIGHBOUR), min_size=1, max_size=5))
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 1 -1\n2 0x1 0 0 0 1 1\n", NEIGHBOUR])
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 nan -1\n", NEIGHBOUR])
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 1 -1\n2 1 0 0 0 1e400 1\n"])
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 1 -1\n\n2 1 0 0 0 1 1\n"])
+@example(files=[NEIGHBOUR, b" 1 1 0 0 0 1 -1\n 2 1 0 0 0 1 1\n3 1 0 0 0 1 1\n"])
+@example(files=[NEIGHBOUR, b" 1 1 0 0 0 1 -1\n  2 1 0 0 0 1 1\n"])
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 1 -1\n2 1 0 0 0 1 1 7\n"])
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 1 -1\n1 1 0 0 0 1 -1\n", b"", b"<html>"])
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 1 -1\n2 9 0 0 0 1 1\n", NEIGHBOUR])
+@example(files=[NEIGHBOUR, b"1 3 0 0 0 1 -1\n2 3 0 0 0 0 1\n", NEIGHBOUR])
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 1 -1\n2 1 0 0 0 1 -1\n", NEIGHBOUR])
+@example(files=[NEIGHBOUR, b"1 1 0 0 0 1 -1\n2 4294967299 0 0 0 1 1\n"])
+def test_files_read_together_are_as_if_each_was_read_alone(files: list[bytes]) -> None:
+    read = read_many(files)
+    for data, one in zip(files, read, strict=True):
+        together = everything(lambda _, strict: trace_of(one), data, strict=False)  # noqa: B023, ARG005
+        assert together == everything(read_swc, data, strict=False)
+
+
+def test_plain_files_are_read_in_one_go() -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a file was read alone")
+
+    indented = NEIGHBOUR.replace(b"\n", b"\n ")[:-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(swc, "_read_plain", refuse)
+        first, second = read_many([NEIGHBOUR, indented])
+    assert isinstance(first, Morphology)
+    assert isinstance(second, Morphology)
+    assert first.nodes.equals(second.nodes)
+    assert first.n_soma == second.n_soma == 1
 
 
 def test_both_readers_agree_on_files_of_many_blocks(

@@ -21,11 +21,11 @@ from asyncfetch._decode import (
     EXTRA,
     JSON,
     batch_of,
-    constants,
     document,
     records_at,
+    repeated,
     whole,
-    with_constants,
+    with_repeated,
 )
 from asyncfetch._model import (
     Ask,
@@ -38,10 +38,15 @@ from asyncfetch._model import (
     Limits,
     Request,
 )
-from asyncfetch.errors import ConfigurationError, DecodeError, IntegrityError
+from asyncfetch.errors import (
+    AsyncfetchError,
+    ConfigurationError,
+    DecodeError,
+    IntegrityError,
+)
 from asyncfetch.services._paging import segment, target
 from asyncfetch.services._table import Client, Description, Filter, Table, column
-from asyncfetch.swc import NODES_SCHEMA, Morphology, read_swc
+from asyncfetch.swc import NODES_SCHEMA, Morphology, read_many
 
 # The largest page that the service gives (its API reference); more is cut without a
 # word. Sorted by id, so that pages do not shift into each other while they are read.
@@ -107,7 +112,7 @@ _TRACES = pa.schema(
         *NODES_SCHEMA,
     ]
 )
-_TRACES_STORED = with_constants(_TRACES, "neuron_name", "archive", "version")
+_TRACES_STORED = with_repeated(_TRACES, "neuron_name", "archive", "version")
 
 _FILTERS = (
     Filter(name="q", kind=str, doc="a query in the service's own words"),
@@ -282,23 +287,28 @@ class _Traces:
         self, item: Item, chunks: Iterator[bytes], *, as_records: bool
     ) -> Decoded:
         """Nodes in file order; what was odd goes into the item."""
-        trace = read_swc(whole(chunks))
-        count, context = len(trace.columns[0]), item.context
-        batch = pa.RecordBatch.from_arrays(
-            [
-                pa.array(np.full(count, context["neuron_id"], np.int64)),
-                *constants(count, context["neuron_name"], context["archive"], "CNG"),
-                *trace.columns,
-            ],
-            schema=_TRACES_STORED,
-        )
-        return Decoded(
-            batches=() if as_records else (batch,),
-            # A trace has no records of its own: its rows as dicts.
-            records=batch.to_pylist() if as_records else None,
-            diagnostics=trace.codes,
-            detail=_trace_detail(trace),
-        )
+        (found,) = self.decode_many([(item, whole(chunks))], as_records=as_records)
+        if isinstance(found, AsyncfetchError):
+            raise found
+        return found
+
+    def decode_many(
+        self, bodies: list[tuple[Item, bytes]], *, as_records: bool
+    ) -> list[Decoded | AsyncfetchError]:
+        """What each of some traces comes to; their rows are parts of one batch."""
+        read = read_many([body for _, body in bodies])
+        good = [
+            (item.context, trace)
+            for (item, _), trace in zip(bodies, read, strict=True)
+            if isinstance(trace, Morphology)
+        ]
+        rows = _batches(good)
+        return [
+            _trace_of(next(rows), one, as_records=as_records)
+            if isinstance(one, Morphology)
+            else one
+            for one in read
+        ]
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
@@ -325,6 +335,41 @@ def _trace_item(record: Mapping[str, Any]) -> Item:
             "neuron_name": name,
             "archive": archive,
         },
+    )
+
+
+def _batches(
+    traces: list[tuple[Mapping[str, Any], Morphology]],
+) -> Iterator[pa.RecordBatch]:
+    """The rows of each trace."""
+    if not traces:
+        return
+    counts = [len(trace.columns[0]) for _, trace in traces]
+    contexts = [context for context, _ in traces]
+    columns = zip(*(trace.columns for _, trace in traces), strict=True)
+    batch = pa.RecordBatch.from_arrays(
+        [
+            pa.array(np.repeat([one["neuron_id"] for one in contexts], counts)),
+            repeated([one["neuron_name"] for one in contexts], counts),
+            repeated([one["archive"] for one in contexts], counts),
+            repeated(["CNG"], [sum(counts)]),
+            *(pa.concat_arrays(pieces) for pieces in columns),
+        ],
+        schema=_TRACES_STORED,
+    )
+    start = 0
+    for count in counts:
+        yield batch.slice(start, count)
+        start += count
+
+
+def _trace_of(rows: pa.RecordBatch, trace: Morphology, *, as_records: bool) -> Decoded:
+    return Decoded(
+        batches=() if as_records else (rows,),
+        # A trace has no records of its own: its rows as dicts.
+        records=rows.to_pylist() if as_records else None,
+        diagnostics=trace.codes,
+        detail=_trace_detail(trace),
     )
 
 

@@ -24,9 +24,9 @@ from asyncfetch._decode import (
     ArrayDecoder,
     arrays,
     batch_of,
-    constants,
     document,
     records_at,
+    repeated,
 )
 from asyncfetch._model import (
     Ask,
@@ -835,7 +835,7 @@ def _event_batch(
             pa.array(columns.predictor_id),
             pa.array(columns.run_id[order]),
             value,
-            *constants(count, name),
+            repeated([name], [count]),
             text.column(1),
             text.column(2),
             pa.array([run[3] for run in runs], pa.int32()).take(pa.array(place)),
