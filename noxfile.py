@@ -8,6 +8,7 @@ nox.options.error_on_external_run = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = PROJECT["dependency-groups"]
+FAULTS = ["tests/test_faults.py", "tests/test_cancellation.py"]
 
 
 @nox.session
@@ -28,17 +29,17 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests, against the installed package."""
+    """All tests but those of ``faults``, against the installed package."""
     session.install(".", *GROUPS["test"])
-    session.run("pytest", *session.posargs)
+    others = [f"--ignore={file}" for file in FAULTS]
+    session.run("pytest", *(session.posargs or others))
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """Faults from two seeds; ``-- --seed 7 --rounds 20 --every-step`` for more."""
     session.install(".", *GROUPS["test"])
-    files = ["tests/test_faults.py", "tests/test_cancellation.py"]
-    session.run("pytest", *files, *(session.posargs or ["--rounds", "2"]))
+    session.run("pytest", *FAULTS, *(session.posargs or ["--rounds", "2"]))
 
 
 @nox.session
