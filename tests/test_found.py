@@ -66,8 +66,9 @@ async def test_what_was_found_is_fed_before_the_rest_of_the_plan(api):
     async with table.stream(count=200) as batches:
         async for _ in batches:
             longest = max(longest, len(batches._run._found))
-    # No more than is in flight at a time: of 200 chains, 192 lead to another page.
-    assert longest <= batches._run.workers
+    # No more than is in flight at a time, in workers and in the queues before and after
+    # them: of 200 chains, 192 lead to another page.
+    assert longest <= 2 * batches._run.workers + SPARE_WORKERS
 
 
 class Patient(random.Random):
