@@ -1,5 +1,7 @@
 """Small answers that are decoded together."""
 
+import threading
+
 import anyio
 import pytest
 
@@ -43,6 +45,22 @@ async def test_a_full_group_is_decoded_at_once_and_each_gets_its_own():
             group.start_soon(ask, body)
     assert found == {body: body for body in bodies}
     assert decoder.groups == [bodies[:MOST], bodies[MOST:]]
+
+
+@pytest.mark.parametrize("size", [10, 1 << 19])
+async def test_only_large_groups_go_to_a_thread(size):
+    threads = []
+
+    def decode(bodies):
+        threads.append(threading.current_thread())
+        return [Decoded() for _ in bodies]
+
+    together = Together(decode, lambda: 2)
+    async with anyio.create_task_group() as group:
+        for _ in range(2):
+            group.start_soon(together.decode, ITEM, bytes(size))
+    (thread,) = threads
+    assert (thread is threading.main_thread()) == (size == 10)
 
 
 async def test_the_only_one_waits_for_nobody(monkeypatch):
