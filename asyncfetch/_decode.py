@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from asyncfetch._body import excerpt
@@ -384,9 +385,16 @@ def _to_list(value: Any, inner: Callable[[Any], Any], lenient: bool) -> list[Any
 
 def repeated(texts: Sequence[str], counts: Sequence[int]) -> pa.Array:
     """A column in which each text comes as often as its count says, stored once."""
-    known = pa.array(texts, pa.string()).dictionary_encode()
-    indices = np.repeat(known.indices.to_numpy(), counts)
-    return pa.DictionaryArray.from_arrays(pa.array(indices), known.dictionary)
+    known = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    places = np.array([known[text] for text in texts], np.int32)
+    return pa.DictionaryArray.from_arrays(
+        wrapped(pa.int32(), places.repeat(counts)), pa.array(known, pa.string())
+    )
+
+
+def wrapped(kind: pa.DataType, numbers: npt.NDArray[Any]) -> pa.Array:
+    """A column of *numbers*. `pa.array` would import pandas, a long stall."""
+    return pa.Array.from_buffers(kind, len(numbers), [None, pa.py_buffer(numbers)])
 
 
 def with_repeated(schema: pa.Schema, *names: str) -> pa.Schema:

@@ -40,6 +40,7 @@ import pyarrow as pa
 from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from asyncfetch._body import INLINE
 from asyncfetch._dataset import Writer
 from asyncfetch._decode import as_schema, document, whole, without_taken_keys
 from asyncfetch._exchange import Answer, Exchange, ignore
@@ -350,10 +351,11 @@ class Run:
         spare = SPARE_WORKERS
         self._performing = 0
         self._together: Together | None = None
-        if isinstance(plan.source, BulkSource):
+        if isinstance(plan.source, BulkSource) and not as_records:
             spare = MOST
             self._together = Together(
-                partial(plan.source.decode_many, as_records=as_records),
+                plan.source.decode_many,
+                lambda item, body: self._decode_alone(item, iter([body])),
                 lambda: self._performing,
             )
         self.workers = slots + spare + RESTING_WORKERS * slots
@@ -554,8 +556,14 @@ class Run:
     def _decode(
         self, item: Item, chunks: Iterator[bytes], response: Response
     ) -> Decoded | Awaitable[Decoded]:
-        if self._together is not None and response.body.is_small:
-            return self._together.decode(item, whole(chunks))
+        if self._together is None or not response.body.is_small:
+            return self._decode_alone(item, chunks)
+        content = whole(chunks)
+        if len(content) > INLINE:
+            return self._decode_alone(item, iter([content]))
+        return self._together.decode(item, content)
+
+    def _decode_alone(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
         return self._plan.source.decode(item, chunks, as_records=self._as_records)
 
     async def _fetch_file(

@@ -33,6 +33,7 @@ from yarl import URL
 
 from asyncfetch._auth import Auth, Credentials, Reply, hide, scrub
 from asyncfetch._body import (
+    INLINE,
     Proof,
     excerpt,
     prove,
@@ -74,9 +75,6 @@ Consume: TypeAlias = Callable[[Iterator[bytes], Response], T | Awaitable[T]]
 
 logger = logging.getLogger("asyncfetch")
 
-# A body that inflates to at most this is consumed in the event loop: about 10 000
-# events or one large trace, some 5 ms. A hop to the decode thread costs 0.1 ms.
-INLINE = 1 << 20
 # A server may ask for a pause of up to an hour without anybody being asked.
 LONGEST_RETRY_AFTER = 3600.0
 # A person does not wait longer than this for another attempt.

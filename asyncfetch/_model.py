@@ -200,10 +200,12 @@ class Source(Protocol):
 class BulkSource(Source, Protocol):
     """A source whose small answers cost less when they are decoded together."""
 
-    def decode_many(
-        self, bodies: list[tuple[Item, bytes]], *, as_records: bool
-    ) -> list[Decoded | AsyncfetchError]:
-        """What :meth:`decode` gives or raises for each of *bodies*, in their order."""
+    def decode_many(self, bodies: list[tuple[Item, bytes]]) -> list[Decoded | None]:
+        """Batches of those that can be decoded together, in the order of *bodies*.
+
+        Quick, as the event loop waits for it: a body that takes longer, or that cannot
+        be decoded, gives None and is left to :meth:`decode`.
+        """
 
 
 class Outcome(enum.StrEnum):

@@ -6,33 +6,31 @@ of the host meanwhile: only its own place among those that may have an answer in
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 import anyio
 
 from asyncfetch._model import Decoded, Item
 from asyncfetch._threads import in_thread
-from asyncfetch.errors import AsyncfetchError
 
 # What a call costs besides is small in so many.
 MOST = 16
-# Bytes that are decoded in the event loop, some 7 ms of traces: with a hop to a thread
-# for each group, a download took a tenth more processor time.
-INLINE = 512 << 10
+# Bytes that are decoded in the event loop: of traces some 7 ms.
+ENOUGH = 512 << 10
 # Seconds: about one round trip to a server next door, so that a full set of
 # connections can answer meanwhile.
 LINGER = 0.02
 
-DecodeMany = Callable[[list[tuple[Item, bytes]]], list[Decoded | AsyncfetchError]]
+logger = logging.getLogger("asyncfetch")
 
 
 @dataclass(slots=True)
 class _Group:
     bodies: list[tuple[Item, bytes]] = field(default_factory=list)
-    found: list[Decoded | AsyncfetchError] | None = None
+    size: int = 0
+    found: list[Decoded | None] | None = None
     is_full: anyio.Event = field(default_factory=anyio.Event)
     is_done: anyio.Event = field(default_factory=anyio.Event)
 
@@ -42,15 +40,23 @@ class Together:
 
     Parameters
     ----------
-    decode_many
-        Gives one result for each body, in their order; called in the event loop for
-        small groups, else in a thread.
+    quickly
+        Gives one result for each body, in their order, or None for one that is to be
+        decoded by itself. Called in the event loop.
+    alone
+        Decodes one body. Called in a thread.
     under_way
         How many items may still bring an answer, those that wait here included.
     """
 
-    def __init__(self, decode_many: DecodeMany, under_way: Callable[[], int]) -> None:
-        self._decode_many = decode_many
+    def __init__(
+        self,
+        quickly: Callable[[list[tuple[Item, bytes]]], list[Decoded | None]],
+        alone: Callable[[Item, bytes], Decoded],
+        under_way: Callable[[], int],
+    ) -> None:
+        self._quickly = quickly
+        self._alone = alone
         self._under_way = under_way
         self._open: _Group | None = None
 
@@ -59,8 +65,8 @@ class Together:
 
         Raises
         ------
-        AsyncfetchError
-            It cannot be decoded.
+        Exception
+            Whatever decoding it alone raises.
         """
         group = self._open
         is_first = group is None
@@ -68,18 +74,17 @@ class Together:
             group = self._open = _Group()
         place = len(group.bodies)
         group.bodies.append((item, body))
-        if len(group.bodies) >= min(MOST, self._under_way()):
+        group.size += len(body)
+        if len(group.bodies) >= min(MOST, self._under_way()) or group.size >= ENOUGH:
             self._close(group)
         if is_first:
             await self._lead(group)
         else:
             await group.is_done.wait()
-        if group.found is not None:
-            one = group.found[place]
-        else:  # whoever led was cancelled, or met something unforeseen in one body
-            (one,) = await in_thread(partial(self._decode_many, [(item, body)]))
-        if isinstance(one, AsyncfetchError):
-            raise one
+        # Nothing was found if whoever led was cancelled.
+        one = None if group.found is None else group.found[place]
+        if one is None:
+            one = await in_thread(lambda: self._alone(item, body))
         return one
 
     def _close(self, group: _Group) -> None:
@@ -92,14 +97,9 @@ class Together:
             with anyio.move_on_after(LINGER):
                 await group.is_full.wait()
             self._close(group)
-            # What nobody foresaw in one body shows when each is decoded alone.
-            with suppress(Exception):
-                if sum(len(body) for _, body in group.bodies) <= INLINE:
-                    group.found = self._decode_many(group.bodies)
-                else:
-                    group.found = await in_thread(
-                        partial(self._decode_many, group.bodies)
-                    )
+            group.found = self._quickly(group.bodies)
+        except Exception:  # it shows when each is decoded alone
+            logger.debug("a group could not be decoded together", exc_info=True)
         finally:
             self._close(group)
             group.is_done.set()

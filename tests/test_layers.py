@@ -26,7 +26,7 @@ ALLOWED = {
     "_gate": {"_health", "_model", "_pace", "errors"},
     "_auth": {"_model", "errors"},
     "_threads": set(),
-    "_together": {"_model", "_threads", "errors"},
+    "_together": {"_model", "_threads"},
     "_names": set(),
     # Bytes on their way to a stored file are kept by the rules of the store.
     "_partial": {"_body", "_model", "_store", "errors"},
@@ -57,6 +57,7 @@ ALLOWED = {
     "_verify_files": {"_files", "_ledger", "_names", "_store", "errors"},
     "_progress": {"_model"},
     "_engine": {
+        "_body",
         "_dataset",
         "_files",
         "_ledger",

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from asyncfetch._model import Decoded, Item, Request
-from asyncfetch._together import MOST, Together
+from asyncfetch._together import ENOUGH, MOST, Together
 from asyncfetch.errors import DecodeError
 
 pytestmark = pytest.mark.anyio
@@ -15,26 +15,37 @@ ITEM = Item(key="x", request=Request(target="/x"))
 
 
 class Decoder:
-    """Gives what it got as detail; notes what came together."""
+    """Gives what it got as detail; notes what came together, and what came alone."""
 
     def __init__(self):
-        self.groups = []
+        self.groups, self.lonely, self.threads = [], [], []
 
     def __call__(self, bodies):
+        assert threading.current_thread() is threading.main_thread()
         self.groups.append([body for _, body in bodies])
         if any(body == b"unforeseen" for _, body in bodies):
             raise ZeroDivisionError
         return [
-            DecodeError("broken", code="x", path="$")
-            if body == b"broken"
-            else Decoded(detail={"body": body})
+            None if body == b"broken" else Decoded(detail={"body": body})
             for _, body in bodies
         ]
+
+    def alone(self, _, body):
+        assert threading.current_thread() is not threading.main_thread()
+        self.lonely.append(body)
+        if body == b"broken":
+            raise DecodeError("broken", code="x", path="$")
+        if body == b"unforeseen":
+            raise ZeroDivisionError
+        return Decoded(detail={"body": body})
+
+    def together(self, under_way=1000):
+        return Together(self, self.alone, lambda: under_way)
 
 
 async def test_a_full_group_is_decoded_at_once_and_each_gets_its_own():
     decoder, found = Decoder(), {}
-    together = Together(decoder, lambda: 1000)
+    together = decoder.together()
 
     async def ask(body):
         found[body] = (await together.decode(ITEM, body)).detail["body"]
@@ -45,34 +56,30 @@ async def test_a_full_group_is_decoded_at_once_and_each_gets_its_own():
             group.start_soon(ask, body)
     assert found == {body: body for body in bodies}
     assert decoder.groups == [bodies[:MOST], bodies[MOST:]]
+    assert not decoder.lonely
 
 
-@pytest.mark.parametrize("size", [10, 1 << 19])
-async def test_only_large_groups_go_to_a_thread(size):
-    threads = []
-
-    def decode(bodies):
-        threads.append(threading.current_thread())
-        return [Decoded() for _ in bodies]
-
-    together = Together(decode, lambda: 2)
-    async with anyio.create_task_group() as group:
-        for _ in range(2):
-            group.start_soon(together.decode, ITEM, bytes(size))
-    (thread,) = threads
-    assert (thread is threading.main_thread()) == (size == 10)
+async def test_a_group_holds_no_more_bytes_than_the_event_loop_may_decode(monkeypatch):
+    monkeypatch.setattr("asyncfetch._together.LINGER", 3600)
+    decoder = Decoder()
+    together = decoder.together()
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(together.decode, ITEM, bytes(ENOUGH // 2))
+    assert [len(group) for group in decoder.groups] == [2, 2]
 
 
 async def test_the_only_one_waits_for_nobody(monkeypatch):
     monkeypatch.setattr("asyncfetch._together.LINGER", 3600)
     with anyio.fail_after(60):
-        found = await Together(Decoder(), lambda: 1).decode(ITEM, b"x")
+        found = await Decoder().together(1).decode(ITEM, b"x")
     assert found.detail == {"body": b"x"}
 
 
 async def test_who_waits_in_vain_is_decoded_after_a_moment():
     with anyio.fail_after(60):
-        found = await Together(Decoder(), lambda: 5).decode(ITEM, b"x")
+        found = await Decoder().together(5).decode(ITEM, b"x")
     assert found.detail == {"body": b"x"}
 
 
@@ -80,7 +87,7 @@ async def test_who_waits_in_vain_is_decoded_after_a_moment():
 @pytest.mark.parametrize("place", range(3))
 async def test_a_body_that_cannot_be_decoded_harms_no_other(odd, place):
     decoder, found, failed = Decoder(), [], []
-    together = Together(decoder, lambda: 3)
+    together = decoder.together(3)
 
     async def ask(body):
         try:
@@ -95,13 +102,14 @@ async def test_a_body_that_cannot_be_decoded_harms_no_other(odd, place):
             group.start_soon(ask, body)
     assert failed == [odd]
     assert sorted([*found, odd]) == sorted(bodies)
+    # What can be decoded quickly is not decoded again for the sake of another.
+    assert decoder.lonely == [odd] if odd == b"broken" else len(decoder.lonely) == 3
 
 
 @pytest.mark.parametrize("place", range(3))
 async def test_others_are_decoded_when_one_is_cancelled(monkeypatch, place):
     monkeypatch.setattr("asyncfetch._together.LINGER", 3600)
-    decoder, found = Decoder(), []
-    together = Together(decoder, lambda: 1000)
+    together, found = Decoder().together(), []
     scopes = [anyio.CancelScope() for _ in range(3)]
 
     async def ask(number):

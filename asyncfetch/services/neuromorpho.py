@@ -26,6 +26,7 @@ from asyncfetch._decode import (
     repeated,
     whole,
     with_repeated,
+    wrapped,
 )
 from asyncfetch._model import (
     Ask,
@@ -38,15 +39,10 @@ from asyncfetch._model import (
     Limits,
     Request,
 )
-from asyncfetch.errors import (
-    AsyncfetchError,
-    ConfigurationError,
-    DecodeError,
-    IntegrityError,
-)
+from asyncfetch.errors import ConfigurationError, DecodeError, IntegrityError
 from asyncfetch.services._paging import segment, target
 from asyncfetch.services._table import Client, Description, Filter, Table, column
-from asyncfetch.swc import NODES_SCHEMA, Morphology, read_many
+from asyncfetch.swc import NODES_SCHEMA, Morphology, read_alike, read_swc
 
 # The largest page that the service gives (its API reference); more is cut without a
 # word. Sorted by id, so that pages do not shift into each other while they are read.
@@ -287,27 +283,35 @@ class _Traces:
         self, item: Item, chunks: Iterator[bytes], *, as_records: bool
     ) -> Decoded:
         """Nodes in file order; what was odd goes into the item."""
-        (found,) = self.decode_many([(item, whole(chunks))], as_records=as_records)
-        if isinstance(found, AsyncfetchError):
-            raise found
-        return found
+        trace = read_swc(whole(chunks))
+        (rows,) = _batches([(item.context, trace)])
+        return Decoded(
+            batches=() if as_records else (rows,),
+            # A trace has no records of its own: its rows as dicts.
+            records=rows.to_pylist() if as_records else None,
+            diagnostics=trace.codes,
+            detail=_trace_detail(trace),
+        )
 
-    def decode_many(
-        self, bodies: list[tuple[Item, bytes]], *, as_records: bool
-    ) -> list[Decoded | AsyncfetchError]:
-        """What each of some traces comes to; their rows are parts of one batch."""
-        read = read_many([body for _, body in bodies])
-        good = [
-            (item.context, trace)
-            for (item, _), trace in zip(bodies, read, strict=True)
-            if isinstance(trace, Morphology)
-        ]
-        rows = _batches(good)
+    def decode_many(self, bodies: list[tuple[Item, bytes]]) -> list[Decoded | None]:
+        """The plain ones among some traces; their rows are parts of one batch."""
+        traces = read_alike([body for _, body in bodies])
+        rows = _batches(
+            [
+                (item.context, trace)
+                for (item, _), trace in zip(bodies, traces, strict=True)
+                if trace is not None
+            ]
+        )
         return [
-            _trace_of(next(rows), one, as_records=as_records)
-            if isinstance(one, Morphology)
-            else one
-            for one in read
+            None
+            if trace is None
+            else Decoded(
+                batches=(next(rows),),
+                diagnostics=trace.codes,
+                detail=_trace_detail(trace),
+            )
+            for trace in traces
         ]
 
     def shortfall(
@@ -344,16 +348,21 @@ def _batches(
     """The rows of each trace."""
     if not traces:
         return
-    counts = [len(trace.columns[0]) for _, trace in traces]
+    counts = [trace.batch.num_rows for _, trace in traces]
     contexts = [context for context, _ in traces]
-    columns = zip(*(trace.columns for _, trace in traces), strict=True)
+    ids = np.array([one["neuron_id"] for one in contexts], np.int64)
+    (nodes,) = (
+        pa.Table.from_batches([trace.batch for _, trace in traces])
+        .combine_chunks()
+        .to_batches()
+    )
     batch = pa.RecordBatch.from_arrays(
         [
-            pa.array(np.repeat([one["neuron_id"] for one in contexts], counts)),
+            wrapped(pa.int64(), ids.repeat(counts)),
             repeated([one["neuron_name"] for one in contexts], counts),
             repeated([one["archive"] for one in contexts], counts),
             repeated(["CNG"], [sum(counts)]),
-            *(pa.concat_arrays(pieces) for pieces in columns),
+            *nodes.columns,
         ],
         schema=_TRACES_STORED,
     )
@@ -363,19 +372,9 @@ def _batches(
         start += count
 
 
-def _trace_of(rows: pa.RecordBatch, trace: Morphology, *, as_records: bool) -> Decoded:
-    return Decoded(
-        batches=() if as_records else (rows,),
-        # A trace has no records of its own: its rows as dicts.
-        records=rows.to_pylist() if as_records else None,
-        diagnostics=trace.codes,
-        detail=_trace_detail(trace),
-    )
-
-
 def _trace_detail(trace: Morphology) -> dict[str, Any]:
     return {
-        "n_nodes": len(trace.columns[0]),
+        "n_nodes": trace.batch.num_rows,
         "n_roots": trace.n_roots,
         "n_rejected": trace.n_rejected,
         "header": trace.header,
