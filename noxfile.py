@@ -8,6 +8,8 @@ nox.options.error_on_external_run = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 GROUPS = PROJECT["dependency-groups"]
+# A test never asks what time it takes, so that several may run at once.
+AT_ONCE = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 FAULTS = ["tests/test_faults.py", "tests/test_cancellation.py"]
 
 
@@ -32,14 +34,14 @@ def tests(session: nox.Session) -> None:
     """All tests but those of ``faults``, against the installed package."""
     session.install(".", *GROUPS["test"])
     others = [f"--ignore={file}" for file in FAULTS]
-    session.run("pytest", *(session.posargs or others))
+    session.run("pytest", *AT_ONCE, *(session.posargs or others))
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """Faults from two seeds; ``-- --seed 7 --rounds 20 --every-step`` for more."""
     session.install(".", *GROUPS["test"])
-    session.run("pytest", *FAULTS, *(session.posargs or ["--rounds", "2"]))
+    session.run("pytest", *AT_ONCE, *FAULTS, *(session.posargs or ["--rounds", "2"]))
 
 
 @nox.session
@@ -66,7 +68,7 @@ def minimums(session: nox.Session) -> None:
     session.install(".", *lowest, *GROUPS["test"])
     # The plugin of the lowest anyio uses a name that today's pytest is about to drop.
     old = "ignore::pytest.PytestRemovedIn10Warning"
-    session.run("pytest", "-W", old, *session.posargs)
+    session.run("pytest", "-W", old, *AT_ONCE, *session.posargs)
 
 
 @nox.session
