@@ -34,6 +34,9 @@ LONGEST_PAUSE = 300.0
 START = 2
 SMALL = 4  # a service that allows so few is asked so from the start
 SPOKEN = 64
+# Logarithm of 0.3 s. Where answers take longer, many in flight are few a second, and a
+# rejection comes back before many more have left: it grows from the start.
+SLOW = math.log(0.3)
 USED = 0.96  # share of the learned rate that is used; of one learned from little:
 USED_EARLY = 0.94
 STEP = 20  # accepted answers between two steps upward, and more where bursts are large
@@ -226,7 +229,8 @@ class Flight:
         if 2 * crowd < self.now or self.now >= self.most:
             return
         if self.starting:
-            self.now += 1 / 4 if self._seen > SPOKEN else 0
+            is_slow = self._mean is not None and self._mean > SLOW
+            self.now += 1 / 4 if is_slow or self._seen > SPOKEN else 0
         elif self.now + 1 <= self._cap:
             self.now += 1 / self.now
         else:
@@ -532,7 +536,8 @@ class Pace:
                 self._step = 0.01
         else:
             self.rate *= 1 + self._step
-            self._step = min(0.1, 2 * self._step)
+            if self.rate > self.granted:
+                self._step = min(0.1, 2 * self._step)
         self._pressed = False
         self._climbed = True
         if self.rate > 1.1 * self._marked_rate:
