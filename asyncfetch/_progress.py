@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
@@ -111,15 +111,25 @@ class _State:
             yield "host is down"
 
 
-class _Words(ProgressColumn):
-    """The state in words, read when the bar is drawn, so that pauses count down."""
+class _Bar(RichProgress):
+    """The bar, and below it the state in words, over the whole width.
 
-    def __init__(self, state: _State) -> None:
-        super().__init__()
-        self._state = state
+    They are read when the bar is drawn, so that pauses count down.
+    """
 
-    def render(self, _task: Task) -> Text:
-        return Text(self._state.words())
+    def __init__(self, state: _State, stream: TextIO) -> None:
+        self._state = state  # first: the base class draws itself
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            console=Console(file=stream),
+            transient=True,
+        )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        yield Text(self._state.words())
 
 
 class Progress:
@@ -133,14 +143,7 @@ class Progress:
         self._last_line = time.monotonic()
         self._bar: RichProgress | None = None
         if stream.isatty():
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                _Words(self._state),
-                TimeElapsedColumn(),
-                console=Console(file=stream),
-                transient=True,
-            )
+            self._bar = _Bar(self._state, stream)
             self._task = self._bar.add_task(title, total=None)
 
     def __enter__(self) -> Self:
