@@ -203,8 +203,8 @@ class BulkSource(Source, Protocol):
     def decode_many(self, bodies: list[tuple[Item, bytes]]) -> list[Decoded | None]:
         """Batches of those that can be decoded together, in the order of *bodies*.
 
-        Quick, as the event loop waits for it: a body that takes longer, or that cannot
-        be decoded, gives None and is left to :meth:`decode`.
+        The others give None and are left to :meth:`decode`, also those that cannot be
+        decoded at all: one must not make the others wait, or fail.
         """
 
 

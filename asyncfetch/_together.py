@@ -17,7 +17,7 @@ from asyncfetch._threads import in_thread
 
 # What a call costs besides is small in so many.
 MOST = 16
-# Bytes that are decoded in the event loop: of traces some 7 ms.
+# Bytes after which nobody else is waited for.
 ENOUGH = 512 << 10
 # Seconds: about one round trip to a server next door, so that a full set of
 # connections can answer meanwhile.
@@ -40,23 +40,23 @@ class Together:
 
     Parameters
     ----------
-    quickly
+    decode_many
         Gives one result for each body, in their order, or None for one that is to be
-        decoded by itself. Called in the event loop.
-    alone
-        Decodes one body. Called in a thread.
+        decoded by itself. Called in a thread, as is
+    decode_one
+        Decodes one body.
     under_way
         How many items may still bring an answer, those that wait here included.
     """
 
     def __init__(
         self,
-        quickly: Callable[[list[tuple[Item, bytes]]], list[Decoded | None]],
-        alone: Callable[[Item, bytes], Decoded],
+        decode_many: Callable[[list[tuple[Item, bytes]]], list[Decoded | None]],
+        decode_one: Callable[[Item, bytes], Decoded],
         under_way: Callable[[], int],
     ) -> None:
-        self._quickly = quickly
-        self._alone = alone
+        self._decode_many = decode_many
+        self._decode_one = decode_one
         self._under_way = under_way
         self._open: _Group | None = None
 
@@ -84,7 +84,7 @@ class Together:
         # Nothing was found if whoever led was cancelled.
         one = None if group.found is None else group.found[place]
         if one is None:
-            one = await in_thread(lambda: self._alone(item, body))
+            one = await in_thread(lambda: self._decode_one(item, body))
         return one
 
     def _close(self, group: _Group) -> None:
@@ -97,7 +97,7 @@ class Together:
             with anyio.move_on_after(LINGER):
                 await group.is_full.wait()
             self._close(group)
-            group.found = self._quickly(group.bodies)
+            group.found = await in_thread(lambda: self._decode_many(group.bodies))
         except Exception:  # it shows when each is decoded alone
             logger.debug("a group could not be decoded together", exc_info=True)
         finally:

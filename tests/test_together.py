@@ -21,7 +21,7 @@ class Decoder:
         self.groups, self.lonely, self.threads = [], [], []
 
     def __call__(self, bodies):
-        assert threading.current_thread() is threading.main_thread()
+        assert threading.current_thread() is not threading.main_thread()
         self.groups.append([body for _, body in bodies])
         if any(body == b"unforeseen" for _, body in bodies):
             raise ZeroDivisionError
@@ -59,7 +59,7 @@ async def test_a_full_group_is_decoded_at_once_and_each_gets_its_own():
     assert not decoder.lonely
 
 
-async def test_a_group_holds_no_more_bytes_than_the_event_loop_may_decode(monkeypatch):
+async def test_a_group_with_enough_bytes_waits_for_nobody(monkeypatch):
     monkeypatch.setattr("asyncfetch._together.LINGER", 3600)
     decoder = Decoder()
     together = decoder.together()
