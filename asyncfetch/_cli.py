@@ -431,11 +431,13 @@ def fetch(
         bool, typer.Option("--dry-run", help="Say what would be asked, and stop.")
     ] = False,
     sample: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, metavar="N", help="With --dry-run: measure N items, for the bytes."
+            min=0,
+            metavar="N",
+            help="With --dry-run: measure N items, for the bytes. [default: a few]",
         ),
-    ] = 0,
+    ] = None,
     rate: Rate = None,
     concurrency: Concurrency = None,
     contact: Contact = None,
@@ -715,7 +717,7 @@ def _summarize(
 
 
 def _dry_run(
-    client: Client, plan: Plan, dest: str, sample: int, *, as_json: bool
+    client: Client, plan: Plan, dest: str, sample: int | None, *, as_json: bool
 ) -> int:
     from asyncfetch._estimate import estimate  # noqa: PLC0415
     from asyncfetch._progress import duration  # noqa: PLC0415

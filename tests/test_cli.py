@@ -109,7 +109,8 @@ def test_failed_items_give_status_1_and_are_retried(archive, tmp_path, capsys):
 
 def test_a_dry_run_says_what_would_be_asked(archive, tmp_path, capsys):
     words = ["neuromorpho/traces", "archive=Siegert"]
-    assert run(["fetch", *words, "-o", str(tmp_path / "t"), "--dry-run", "--json"]) == 0
+    words += ["-o", str(tmp_path / "t"), "--dry-run", "--json", "--sample", "0"]
+    assert run(["fetch", *words]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["items"] == len(archive.truth.neurons(archive="Siegert"))
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """What a dry run foretells, and what the run then does."""
 
 import json
+import math
 
 import pytest
 
@@ -34,7 +35,7 @@ def fetch(tmp_path, capsys):
 @pytest.mark.parametrize("words", [EVENTS, TRACES, NEURONS])
 @pytest.mark.parametrize("limit", [(), ("--limit", "1")])
 def test_requests_and_items_are_those_of_the_run(archive, fetch, words, limit):
-    found = fetch(*words, *limit, "--dry-run")
+    found = fetch(*words, *limit, "--dry-run", "--sample", "0")
     listing = len(archive.log)
     assert found["asked_for_this"] == listing
     report = fetch(*words, *limit)
@@ -51,8 +52,16 @@ def test_measured_items_tell_the_bytes(archive, fetch, words):
     assert found["bytes"] == fetch(*words)["bytes"]
 
 
+@pytest.mark.parametrize("words", [EVENTS, ("neuromorpho/traces",), NEURONS])
+def test_a_few_items_tell_the_bytes_of_all(archive, fetch, words):
+    found = fetch(*words, "--dry-run")
+    assert found["bytes"] == pytest.approx(fetch(*words)["bytes"], rel=0.2)
+    asked = found["asked_for_this"] - (found["requests"] - found["items"])
+    assert asked == min(8, math.ceil(found["items"] / 4))
+
+
 def test_a_sample_is_spread_over_the_plan(archive, fetch):
-    fetch(*EVENTS, "--dry-run")
+    fetch(*EVENTS, "--dry-run", "--sample", "0")
     listing = len(archive.log)
     found = fetch(*EVENTS, "--dry-run", "--sample", "4")
     sampled = [entry.target for entry in archive.log][2 * listing :]
@@ -103,7 +112,7 @@ def test_another_plan_is_refused_without_a_question(archive, fetch, tmp_path, ca
 
 def test_a_person_reads_it_in_four_lines(archive, tmp_path, capsys):
     words = [*TRACES, "-o", str(tmp_path / "t"), "--dry-run", "--rate", "1"]
-    assert run(["fetch", *words]) == 0
+    assert run(["fetch", *words, "--sample", "0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert "SWC files" in lines[0]
