@@ -537,7 +537,9 @@ class Pace:
         else:
             self.rate *= 1 + self._step
             if self.rate > self.granted:
-                self._step = min(0.1, 2 * self._step)
+                # Far above what it was, the host must have been given more.
+                widest = 0.1 if self.rate < 1.3 * self.granted else 0.15
+                self._step = min(widest, 2 * self._step)
         self._pressed = False
         self._climbed = True
         if self.rate > 1.1 * self._marked_rate:
