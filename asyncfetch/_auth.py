@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -33,6 +35,9 @@ _BY_NAME = (
 _SECRET_PAIR = re.compile(rf"([?&;](?:{_BY_NAME})=)[^&;#\s'\"<>]+", re.IGNORECASE)
 # Shorter texts are words like others; to hide each of them would hide everything.
 _SHORTEST = 4
+# Seconds before a token's end at which another one is got: more than a slow answer to
+# a request that was sent with the old one takes.
+_EARLY = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +99,9 @@ class Auth(Protocol):
     def secrets(self) -> Iterable[str]:
         """Texts that must never be shown."""
 
+    def goes_with(self, request: Request) -> bool:
+        """Whether *request* bears credentials; another one is asked as by anybody."""
+
     def is_stale(self, status: int, body: bytes) -> bool:
         """Whether a refusal says that the credentials are no longer good."""
 
@@ -116,6 +124,10 @@ class Fixed:
 
     credentials: Credentials
     secrets: tuple[str, ...] = field(repr=False)
+
+    def goes_with(self, _request: Request) -> bool:
+        """Every request bears them."""
+        return True
 
     def is_stale(self, _status: int, _body: bytes) -> bool:
         """Nothing better could be got."""
@@ -161,6 +173,11 @@ def api_key(
     return Fixed(Credentials(headers={name: value}), (value,))
 
 
+def every(_request: Request) -> bool:
+    """Whether a request bears credentials: all do."""
+    return True
+
+
 def refused(status: int, _body: bytes) -> bool:
     """Whether an answer is a 401: the credentials are not good, or no longer."""
     return status == 401
@@ -181,6 +198,14 @@ class TokenLogin:
         First word of the ``Authorization`` header.
     stale
         From status and body of a refusal: whether another token may help.
+    where
+        Whether a request bears the token.
+    clock
+        Seconds that only go up.
+
+    A token that says how long it lives (a JSON Web Token, RFC 7519) is replaced a
+    little before its end. Only the length counts, from one of the issuer's times to the
+    other, so that it does not matter what this machine's clock says.
     """
 
     def __init__(
@@ -191,12 +216,17 @@ class TokenLogin:
         token_at: str = "access_token",  # noqa: S107 - RFC 6749's word for the member
         scheme: str = "Bearer",
         stale: Callable[[int, bytes], bool] = refused,
+        where: Callable[[Request], bool] = every,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._request = Request(target=path, method="POST", body=json.dumps(fields))
         self._given = tuple(fields.values())
         self._token_at = token_at
         self._scheme = scheme
         self._stale = stale
+        self._where = where
+        self._clock = clock
+        self._until = math.inf
         self._current: Fixed | None = None
         self._former: tuple[str, ...] = ()
 
@@ -205,8 +235,10 @@ class TokenLogin:
 
     @property
     def credentials(self) -> Credentials | None:
-        """The last token; None before the first login."""
-        return None if self._current is None else self._current.credentials
+        """The last token; None before the first login, and when its time is over."""
+        if self._current is None or self._clock() >= self._until:
+            return None
+        return self._current.credentials
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -217,12 +249,17 @@ class TokenLogin:
         now = () if self._current is None else self._current.secrets
         return (*self._given, *now, *self._former)
 
+    def goes_with(self, request: Request) -> bool:
+        """Whether *request* bears the token."""
+        return self._where(request)
+
     def is_stale(self, status: int, body: bytes) -> bool:
         """Whether another token may help."""
         return self._stale(status, body)
 
     def renew(self) -> Generator[Request, Reply, None]:
         """Log in."""
+        asked = self._clock()
         reply = yield self._request
         try:
             answer: Any = msgspec.json.decode(reply.body)
@@ -238,6 +275,20 @@ class TokenLogin:
             )
         self._former = () if self._current is None else self._current.secrets
         self._current = token(found, scheme=self._scheme)
+        life = lifetime(found)
+        self._until = asked + max(life - _EARLY, life / 2)
+
+
+def lifetime(jwt: str) -> float:
+    """Seconds from issue to end of a JSON Web Token; infinite where it says none."""
+    try:
+        claims = jwt.split(".")[1]
+        text = base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4))
+        said: Any = msgspec.json.decode(text)
+        seconds = float(said["exp"]) - float(said["iat"])
+    except (ValueError, KeyError, TypeError, IndexError):
+        return math.inf  # no such token, or one without an end
+    return seconds if seconds > 0 else math.inf
 
 
 def hide(text: str, secrets: Iterable[str] = ()) -> str:

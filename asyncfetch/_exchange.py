@@ -185,6 +185,11 @@ class Exchange:
         """Close the connections."""
         await self._transport.aclose()
 
+    @property
+    def has_auth(self) -> bool:
+        """Whether there are credentials, or a way to get some."""
+        return self._auth is not None
+
     def shown_url(self, request: Request) -> str:
         """The URL of *request*, without secrets."""
         return self._hide(self.base_url + request.target)
@@ -339,7 +344,7 @@ class Exchange:
     async def _send(self, request: Request, asking: _Asking) -> Response:
         """One attempt; a second one when other credentials may help."""
         auth = self._auth
-        if auth is None:
+        if auth is None or not auth.goes_with(request):
             return await self._attempt(request, None, asking)
         bearing = auth.credentials
         if bearing is None:
@@ -365,7 +370,7 @@ class Exchange:
         """
         known_error = self._renewal_error
         async with self._renewing:
-            if auth.credentials is former:
+            if (now := auth.credentials) is None or now is former:
                 if self._renewal_error is not known_error:
                     assert self._renewal_error is not None
                     raise AuthenticationError(
@@ -415,7 +420,7 @@ class Exchange:
     ) -> Response:
         asking.is_rejected = asking.is_excused = False
         headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
-        if request.body is not None:
+        if isinstance(request.body, str):
             headers["Content-Type"] = "application/json"
         partial = asking.partial
         if partial is not None:

@@ -51,6 +51,16 @@ class FileWish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One part of a form (multipart/form-data, RFC 7578)."""
+
+    name: str
+    """Of the field; several parts may bear the same."""
+    value: str | Path
+    """Its text, or the file that is sent under its own name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One request to a service, relative to the service's base URL."""
 
@@ -59,9 +69,9 @@ class Request:
     media: Media = "json"
     """What the body must be; HTML in its place is refused as not whole."""
     method: str = "GET"
-    """``GET`` and ``POST`` so far; only what :attr:`is_read` names is retried."""
-    body: str | None = field(default=None, repr=False)
-    """JSON text to send, if any; a login is one."""
+    """Only what :attr:`is_read` names is retried."""
+    body: str | tuple[Part, ...] | None = field(default=None, repr=False)
+    """JSON text to send, if any (a login is one), or the parts of a form."""
     may_be_absent: bool = False
     """Whether a 404 says that a thing is not there, and not that the URL is wrong."""
     file: FileWish | None = None
@@ -78,6 +88,7 @@ class Request:
         if self.method != "GET":
             fields["method"] = self.method
         if self.body is not None:
+            assert isinstance(self.body, str)  # a form is sent once, never planned
             fields["body"] = self.body
         if self.may_be_absent:
             fields["may_be_absent"] = True

@@ -29,7 +29,7 @@ from yarl import URL
 
 from asyncfetch._auth import Credentials
 from asyncfetch._body import Body, Proof
-from asyncfetch._model import Response
+from asyncfetch._model import Part, Response
 from asyncfetch._partial import Partial
 from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch.errors import (
@@ -77,12 +77,14 @@ class Hops(Protocol):
         """See the head of its answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Sending:
     """What the middleware of a session must know of the request that it sees."""
 
     hops: Hops
     credentials: Credentials | None
+    may_repeat: bool
+    has_left: bool = False
 
 
 _sending: ContextVar[_Sending] = ContextVar("_sending")
@@ -131,7 +133,7 @@ class Transport:
         *,
         headers: Mapping[str, str],
         credentials: Credentials | None = None,
-        body: str | None,
+        body: str | tuple[Part, ...] | None,
         spool_dir: Path | None,
         hops: Hops,
         deadline: float,
@@ -144,8 +146,8 @@ class Transport:
         *deadline* is what it may take in all, in seconds from now.
 
         *credentials* join every request to the origin, redirects on it included, and
-        none to elsewhere. Only a request without a body follows redirects: what is
-        posted goes where it was meant to go.
+        none to elsewhere. Only a read follows redirects: what is written goes where it
+        was meant to go.
 
         *hops* sees every request that leaves for it: itself, its redirects, and a
         resend on a fresh connection.
@@ -157,15 +159,19 @@ class Transport:
         """
         session = self._opened() or await self._open()
         target = URL(url, encoded=True)
-        _sending.set(_Sending(hops, credentials))
+        is_read = method in {"GET", "HEAD"}
+        _sending.set(_Sending(hops, credentials, may_repeat=is_read))
         received: Body | None = None
+        form = _Form()
         try:
+            if isinstance(body, tuple):
+                await in_thread(lambda: form.open(body))
             async with session.request(
                 method,
                 target,
                 headers=headers,
-                data=body,
-                allow_redirects=body is None,
+                data=form.data if isinstance(body, tuple) else body,
+                allow_redirects=is_read,
                 proxy=self._proxy_for(target),
                 timeout=aiohttp.ClientTimeout(
                     total=max(deadline, 0.001),  # 0 would mean no end
@@ -183,11 +189,14 @@ class Transport:
         except BaseException as error:
             if received is not None:  # what is left is to wait for the request's end
                 await discard(received)
-            if not isinstance(error, aiohttp.ClientError | OSError):
+            is_ours = isinstance(error, AsyncfetchError)
+            if is_ours or not isinstance(error, aiohttp.ClientError | OSError):
                 raise  # from the gate, by way of the middleware; or a cancellation
             # A time-out may have swallowed a cancellation: look before going on.
             await checkpoint()
             raise _translated(error, method, url, self._tls_compat) from error
+        finally:
+            form.close()
         return response
 
     @property
@@ -271,6 +280,13 @@ class Transport:
                 status=302,
             )
         sending = _sending.get()
+        if sending.has_left and not sending.may_repeat:
+            # The library sends a PUT or DELETE again when an idle connection broke.
+            raise TransportError(
+                f"the server hung up: {request.method} {url.with_user(None)}; "
+                "look whether it arrived before it is sent again"
+            )
+        sending.has_left = True
         # Here and not in the headers of the first request: the library would take
         # those along to wherever a redirect leads, all but Authorization.
         if is_home and sending.credentials is not None:
@@ -392,6 +408,45 @@ async def discard(body: Body) -> None:
     data = body.data
     if isinstance(data, Path):
         await surely_in_thread(lambda: data.unlink(missing_ok=True))
+
+
+class _Form:
+    """A form on its way out; its files are read as it is sent."""
+
+    def __init__(self) -> None:
+        self.data = aiohttp.FormData(default_to_multipart=True)
+        self._files: list[IO[bytes]] = []
+
+    def open(self, parts: tuple[Part, ...]) -> None:
+        """Take the parts in their order, and open the files. Blocks.
+
+        Raises
+        ------
+        ConfigurationError
+            A file cannot be read.
+        """
+        for part in parts:
+            if isinstance(part.value, str):
+                self.data.add_field(part.name, part.value)
+                continue
+            try:
+                file = part.value.open("rb")
+            except OSError as error:
+                raise ConfigurationError(
+                    f"expected a file to send as {part.name}, got {error}"
+                ) from error
+            self._files.append(file)
+            self.data.add_field(
+                part.name,
+                file,
+                filename=part.value.name,
+                content_type="application/octet-stream",
+            )
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
 
 
 class Spool:
