@@ -328,7 +328,7 @@ async def test_newest_keeps_one_of_a_name_before_it_hides_private_ones(archive, 
     hidden = f"{url}?run_id={budapest}&name=brightness"
     assert await get_json(http, hidden) == []
     (shown,) = await get_json(http, f"{hidden}&newest=false")
-    (upload,) = archive.truth.predictors(private=True)
+    (upload,) = archive.truth.predictors(private=True, name="brightness")
     assert upload["id"] > shown["id"]
     assert await get_json(http, f"{url}/{upload['id']}") == upload
     events = await get_json(

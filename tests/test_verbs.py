@@ -229,7 +229,8 @@ def test_from_env_reads_where_the_service_is(asyncfetch_archive, monkeypatch):
     [
         ({"datset_name": "x"}, "did you mean dataset_name"),
         ({"dataset_id": "five"}, "expected int for dataset_id, got 'five'"),
-        ({"dataset_name": ["a", "b"]}, "expected one str for dataset_name, got 2"),
+        ({"dataset_name": ["a", 1.5]}, "expected str for dataset_name, got 1.5"),
+        ({"stimulus_timing": [True, False]}, "expected one bool for stimulus_timing"),
         ({"limit": -1}, "expected limit of 0 or more"),
         ({"number": 1, "run": 2}, "run and number are the same"),
     ],

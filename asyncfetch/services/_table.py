@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, overload
@@ -62,6 +63,8 @@ class Filter:
     """``int``, ``float``, ``str`` or ``bool``."""
     many: bool = False
     """Whether a list is taken: rows that match any of its members."""
+    or_many: bool = False
+    """Whether one value or a list is taken; a comma is part of a value then."""
     doc: str = ""
     alias: str | None = None
     """Another name for the same filter."""
@@ -81,9 +84,11 @@ class Filter:
         ConfigurationError
             It is of another type.
         """
-        if self.many:
-            return list(dict.fromkeys(self._one(one) for one in _members(value)))
         members = _members(value)
+        if self.many or (self.or_many and len(members) != 1):
+            found = list(dict.fromkeys(self._one(one) for one in members))
+            # The order of a set changes from run to run; that of a plan must not.
+            return sorted(found) if isinstance(value, AbstractSet) else found
         if len(members) != 1:
             raise ConfigurationError(
                 f"expected one {self.kind.__name__} for {self.name}, "
@@ -129,6 +134,8 @@ def _from_text(text: str, kind: type) -> Any:
 def _members(value: Any) -> list[Any]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return [value]
+    if getattr(value, "ndim", 1) == 0:  # one of numpy's, in an array of no dimension
+        return [plain(value)]
     return list(value)
 
 
@@ -152,6 +159,10 @@ class Description:
     row_key: str | None = None
     files: Stores = "none"
     """Whether its items are files, and when their bytes are stored."""
+    is_single: bool = False
+    """Whether it is one record, which ``json`` then gives by itself."""
+    table: Callable[[Any, Description], Table] | None = None
+    """What makes the table of client and description, where it can do more."""
 
     def check(self, filters: Mapping[str, Any]) -> dict[str, Json]:
         """Filters under their proper names as plain JSON, sorted by name.
@@ -251,11 +262,11 @@ class Table:
     """A table of a service, with its three verbs."""
 
     def __init__(self, client: Client, description: Description) -> None:
-        self._client = client
+        self.client = client
         self.description = description
 
     def __repr__(self) -> str:
-        return f"<{self._client.service}/{self.description.name}>"
+        return f"<{self.client.service}/{self.description.name}>"
 
     @overload
     async def get(
@@ -332,12 +343,13 @@ class Table:
         )
         if id is not None and all(result.outcome == "missing" for result in results):
             raise NotFound(
-                f"{self._client.service} has no {self.description.name} {id!r}"
+                f"{self.client.service} has no {self.description.name} {id!r}"
             )
         if output_type == "json":
             records = [row for result in results for row in result.records or []]
-            return records[0] if id is not None else records[:limit]
-        schema = self.description.schema
+            is_one = id is not None or self.description.is_single
+            return records[0] if is_one and records else records[:limit]
+        schema = plan.source.schema  # some filters add columns
         table = pa.Table.from_batches(
             [
                 as_schema(batch, schema)
@@ -347,7 +359,7 @@ class Table:
             schema=schema,
         )
         table = table if limit is None else table.slice(0, limit)
-        return to_pandas(table) if output_type == "df" else table
+        return await self._frame(table) if output_type == "df" else table
 
     def stream(
         self, *, on_error: Literal["raise", "report"] = "raise", **filters: Any
@@ -366,16 +378,22 @@ class Table:
         """The items that *filters* come to, at most *limit*; asks nothing yet."""
         _check_limit(limit)
         checked = self.description.check(filters)
-        source = self.description.source(checked)
+        source = self._source(checked)
         return _engine.Plan(
-            service=self._client.service,
+            service=self.client.service,
             table=self.description.name,
             filters=checked,
             limit=limit,
             source=Nothing(source) if [] in checked.values() else source,
-            exchange=self._client.exchange,
+            exchange=self.client.exchange,
             files=self.description.files,
         )
+
+    async def _frame(self, table: pa.Table) -> pd.DataFrame:
+        return to_pandas(table)
+
+    def _source(self, filters: Mapping[str, Json]) -> Source:
+        return self.description.source(filters)
 
     def _plan_of_one(self, key: Any, filters: Mapping[str, Any]) -> _engine.Plan:
         if filters:
@@ -388,12 +406,12 @@ class Table:
                 + ", ".join(f.name for f in self.description.filters)
             )
         return _engine.Plan(
-            service=self._client.service,
+            service=self.client.service,
             table=self.description.name,
             filters={},
             limit=None,
-            source=_One(self.description.source({}), self.description.one(key)),
-            exchange=self._client.exchange,
+            source=_One(self._source({}), self.description.one(key)),
+            exchange=self.client.exchange,
         )
 
 
@@ -493,7 +511,7 @@ class Client:
             auth=auth,
         )
         self._tables = {
-            description.name: Table(self, description)
+            description.name: (description.table or Table)(self, description)
             for description in self.descriptions
         }
         for name, table in self._tables.items():

@@ -8,13 +8,15 @@ because the server keeps answers by the text of their query.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,7 +31,6 @@ from asyncfetch._decode import (
     repeated,
 )
 from asyncfetch._model import (
-    Ask,
     Block,
     Decoded,
     Enumeration,
@@ -37,9 +38,33 @@ from asyncfetch._model import (
     Json,
     Limits,
     Request,
+    Source,
 )
 from asyncfetch.errors import ConfigurationError, DecodeError, NotFound
-from asyncfetch.services._paging import target
+from asyncfetch.services._calls import call, login
+from asyncfetch.services._paging import segment
+from asyncfetch.services._scope import (
+    BY_ID,
+    DATASETS,
+    ENTITIES,
+    MAX_TARGET,
+    SCOPE,
+    Record,
+    Resolving,
+    Scope,
+    as_text,
+    asked,
+    asked_list,
+    fits_a_query,
+    fitting,
+    in_words,
+    is_scoped,
+    needs_datasets,
+    newest_of,
+    request_for,
+    runs_requests,
+    wanted_runs,
+)
 from asyncfetch.services._table import (
     Client,
     Description,
@@ -47,15 +72,9 @@ from asyncfetch.services._table import (
     Table,
     close,
     column,
+    to_pandas,
 )
 
-Record = dict[str, Any]
-Resolving = Generator[Ask, tuple[Any, ...], Any]
-
-# The server takes a request line of 4094 characters, which leaves 4081 for path and
-# query; what exceeds it comes back as a 502. The base URL's own path (``/api``) is part
-# of it, so a little is kept back.
-MAX_TARGET = 4081 - 100
 # A few ten thousand rows an answer: each costs the server 20 to 40 µs a row on one of
 # two workers, and beyond that a larger answer is no faster.
 ROWS_PER_ITEM = 50_000
@@ -64,69 +83,108 @@ ROWS_PER_ITEM = 50_000
 EVENTS_PER_SECOND = 1.0
 # Seconds assumed for the few runs without a duration.
 RUN_DURATION = 1500.0
-# Up to so many records are asked by id; for more, a list is cheaper.
-BY_ID = 8
 ITEMS_PER_BLOCK = 500
 
+# Columns come in the order in which the service writes its keys, which is that of the
+# alphabet, and so that of the existing client's DataFrames; what it only writes with
+# one record, by id, comes after them.
 _DATASETS = pa.schema(
     [
-        column("id", pa.int64(), nullable=False),
-        column("name", pa.string(), "the service's short name"),
         column("active", pa.bool_()),
-        column("description", JSON, "BIDS dataset_description"),
-        column("summary", pa.string()),
-        column("url", pa.string()),
-        column("long_description", pa.string()),
-        column("mimetypes", pa.list_(pa.string())),
-        column("mean_age", pa.float64(), unit="year"),
-        column("percent_female", pa.float64(), "as a fraction"),
         column("dataset_address", pa.string()),
+        column("description", JSON, "BIDS dataset_description"),
+        column("id", pa.int64(), nullable=False),
+        column("long_description", pa.string()),
+        column("mean_age", pa.float64(), unit="year"),
+        column("mimetypes", pa.list_(pa.string())),
+        column("name", pa.string(), "the service's short name"),
+        column("percent_female", pa.float64(), "as a fraction"),
         column("preproc_address", pa.string(), "DataLad or git address"),
+        column("summary", pa.string()),
         column("tasks", JSON),
+        column("url", pa.string()),
         column("runs", pa.list_(pa.int64()), "run ids, with one data set by id only"),
         column(EXTRA, JSON, "fields that this version does not know"),
     ]
 )
 _TASKS = pa.schema(
     [
-        column("id", pa.int64(), nullable=False),
-        column("name", pa.string(), "unique within a data set"),
-        column("dataset_id", pa.int64()),
-        column("summary", pa.string()),
         column("TR", pa.float64(), unit="s"),
         column("avg_run_duration", pa.float64(), unit="s"),
-        column("n_subjects", pa.int64()),
+        column("dataset_id", pa.int64()),
+        column("id", pa.int64(), nullable=False),
         column("n_runs_subject", pa.int64()),
+        column("n_subjects", pa.int64()),
+        column("name", pa.string(), "unique within a data set"),
+        column("summary", pa.string()),
         column(EXTRA, JSON, "fields that this version does not know"),
     ]
 )
 _RUNS = pa.schema(
     [
-        column("id", pa.int64(), nullable=False),
+        column("acquisition", pa.string()),
         column("dataset_id", pa.int64()),
+        column("duration", pa.float64(), unit="s"),
+        column("id", pa.int64(), nullable=False),
+        column("number", pa.int64(), "the BIDS run"),
+        column("session", pa.string()),
+        column("subject", pa.string()),
         column("task", pa.int64(), "task id"),
         column("task_name", pa.string()),
-        column("subject", pa.string()),
-        column("session", pa.string()),
-        column("number", pa.int64(), "the BIDS run"),
-        column("acquisition", pa.string()),
-        column("duration", pa.float64(), unit="s"),
         column(EXTRA, JSON, "fields that this version does not know"),
     ]
 )
 _PREDICTORS = pa.schema(
     [
-        column("id", pa.int64(), nullable=False),
-        column("name", pa.string(), "not unique"),
         column("dataset_id", pa.int64()),
         column("description", pa.string()),
-        column("source", pa.string(), "extracted, fmriprep, events, Collection: …"),
-        column("private", pa.bool_()),
-        column("max", pa.float64()),
-        column("min", pa.float64()),
-        column("mean", pa.float64()),
-        column("num_na", pa.int64()),
         column("extracted_feature", JSON, "null unless extracted from a stimulus"),
+        column("id", pa.int64(), nullable=False),
+        column("max", pa.float64()),
+        column("mean", pa.float64()),
+        column("min", pa.float64()),
+        column("name", pa.string(), "not unique"),
+        column("num_na", pa.int64()),
+        column("private", pa.bool_()),
+        column("source", pa.string(), "extracted, fmriprep, events, Collection: …"),
+        column(EXTRA, JSON, "fields that this version does not know"),
+    ]
+)
+_ANALYSES = pa.schema(
+    [
+        column("dataset_id", pa.int64()),
+        column("description", pa.string()),
+        column("hash_id", pa.string(), nullable=False),
+        column("modified_at", pa.string(), "as sent: cut to 15 characters, UTC"),
+        column("name", pa.string()),
+        column("nv_count", pa.int64(), "uploads to NeuroVault"),
+        column("status", pa.string(), "DRAFT, PENDING, PASSED or FAILED"),
+        column("user", pa.string()),
+        # With one analysis by its id only:
+        column("created_at", pa.string(), "as sent: cut to 15 characters, UTC"),
+        column("locked", pa.bool_()),
+        column("model", JSON, "BIDS Stats Model"),
+        column("parent_id", pa.string(), "what it was cloned from"),
+        column("predictions", pa.string()),
+        column("predictors", pa.list_(pa.int64()), "predictor ids"),
+        column("private", pa.bool_()),
+        column("runs", pa.list_(pa.int64()), "run ids"),
+        column("submitted_at", pa.string(), "as sent: cut to 15 characters, UTC"),
+        column(EXTRA, JSON, "fields that this version does not know"),
+    ]
+)
+_USER = pa.schema(
+    [
+        column("email", pa.string()),
+        column("first_login", JSON),
+        column("institution", pa.string()),
+        column("name", pa.string()),
+        column("orcid", pa.string()),
+        column("personal_site", pa.string()),
+        column("picture", pa.string()),
+        column("public_email", JSON),
+        column("twitter_handle", pa.string()),
+        column("user_name", pa.string()),
         column(EXTRA, JSON, "fields that this version does not know"),
     ]
 )
@@ -149,184 +207,16 @@ _EVENTS = pa.schema(
     ]
 )
 
-_ENTITIES = (
-    Filter(name="subject", kind=str, many=True),
-    Filter(name="session", kind=str, many=True),
-    Filter(name="number", kind=int, many=True, doc="the BIDS run", alias="run"),
-    Filter(name="acquisition", kind=str, many=True),
+_TIMED_EVENTS = pa.schema(
+    [
+        *_EVENTS,
+        column("stimulus_onset", pa.float64(), "since the run's start", unit="s"),
+        column("stimulus_duration", pa.float64(), unit="s"),
+        column("stimulus_path", pa.string(), "name of the stimulus' file"),
+    ]
 )
-_SCOPE = (
-    Filter(name="dataset_id", kind=int),
-    Filter(name="dataset_name", kind=str),
-    Filter(name="task_id", kind=int, many=True),
-    Filter(name="task_name", kind=str, many=True),
-    Filter(name="run_id", kind=int, many=True),
-    *_ENTITIES,
-)
+
 _ACTIVE = Filter(name="active_only", kind=bool, doc="leave out inactive ones (true)")
-# Filters that the server's /runs knows itself; the rest is applied to its answer.
-_RUN_QUERY = ("dataset_id", "task_id", "subject", "session", "number", "active_only")
-
-
-# --- resolving names: generators that yield requests and are sent the responses ------
-
-
-def _request(path: str, **query: Any) -> Request:
-    """A request with lists joined by commas, as the server takes them."""
-    return Request(
-        target=target(path, {name: _text(value) for name, value in query.items()})
-    )
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(str(member) for member in value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _fits_a_query(value: Json) -> bool:
-    """Whether the server would read *value* back: it splits every list at commas."""
-    return not isinstance(value, list) or not any("," in str(one) for one in value)
-
-
-def _asked(*requests: Request) -> Resolving:
-    """The bodies of the answers, some requests at a time."""
-    bodies: list[Any] = []
-    for start in range(0, len(requests), 2 * BY_ID):
-        bodies += yield Ask(requests[start : start + 2 * BY_ID])
-    return bodies
-
-
-def _asked_list(request: Request) -> Resolving:
-    """The records of one list."""
-    (body,) = yield Ask((request,))
-    return records_at(body, ())
-
-
-@dataclass(slots=True)
-class _Scope:
-    """Which runs a query is about, as far as it has been resolved."""
-
-    dataset: Record | None = None
-    tasks: list[int] | None = None
-    """Task ids, or None for all."""
-
-    @property
-    def is_active(self) -> bool:
-        """Whether the service lists the data set, and its runs, without being told."""
-        return self.dataset is None or self.dataset.get("active", True)
-
-    @classmethod
-    def find(cls, datasets: list[Record], filters: Mapping[str, Any]) -> _Scope:
-        """Resolve dataset and task names among the service's *datasets*.
-
-        Raises
-        ------
-        NotFound
-            There is no such name; the message has the nearest ones.
-        """
-        scope = cls(tasks=filters.get("task_id"))
-        if "dataset_name" in filters:
-            scope.dataset = _dataset_named(datasets, filters["dataset_name"])
-            if filters.get("dataset_id", scope.dataset["id"]) != scope.dataset["id"]:
-                raise ConfigurationError(
-                    f"dataset_id={filters['dataset_id']} and dataset_name="
-                    f"{filters['dataset_name']!r} (id {scope.dataset['id']}) differ"
-                )
-        elif "dataset_id" in filters:
-            scope.dataset = next(
-                (d for d in datasets if d["id"] == filters["dataset_id"]), None
-            )
-        if "task_name" in filters:
-            scope.tasks = _tasks_named(scope, datasets, filters)
-        return scope
-
-
-def _dataset_named(datasets: list[Record], name: str) -> Record:
-    exact = [d for d in datasets if d["name"] == name]
-    # The tutorial writes Sherlock_Merlin, which is the title inside the description.
-    titled = [d for d in datasets if (d.get("description") or {}).get("Name") == name]
-    found = exact or titled
-    if len(found) != 1:
-        names = [d["name"] for d in datasets]
-        what = f"{len(found)} data sets called" if found else "no data set"
-        raise NotFound(
-            f"neuroscout has {what} {name!r}{close(name, names)}: "
-            "see asyncfetch show neuroscout/datasets"
-        )
-    return found[0]
-
-
-def _tasks_named(
-    scope: _Scope, datasets: list[Record], filters: Mapping[str, Any]
-) -> list[int]:
-    within = [scope.dataset] if scope.dataset else datasets
-    tasks = [task for d in within for task in d.get("tasks") or []]
-    wanted: list[int] = []
-    for name in filters["task_name"]:
-        ids = [task["id"] for task in tasks if task["name"] == name]
-        if not ids:
-            names = [task["name"] for task in tasks]
-            where = f" in {scope.dataset['name']}" if scope.dataset else ""
-            raise NotFound(f"no task {name!r}{where}{close(name, names)}")
-        if len(ids) > 1 and scope.dataset is None:
-            raise ConfigurationError(
-                f"{len(ids)} data sets have a task {name!r}: pass dataset_name as well"
-            )
-        wanted += ids
-    given = filters.get("task_id")
-    return [task for task in wanted if given is None or task in given]
-
-
-def _runs_request(scope: _Scope, filters: Mapping[str, Any]) -> Request:
-    query = {
-        name: filters[name]
-        for name in _RUN_QUERY
-        if name in filters and _fits_a_query(filters[name])
-    }
-    if scope.dataset is not None:
-        query["dataset_id"] = scope.dataset["id"]
-    if scope.tasks is not None:
-        query["task_id"] = scope.tasks
-    if not scope.is_active:
-        query.setdefault("active_only", False)
-    return _request("/runs", **query)
-
-
-def _words(filters: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_text(value)}" for name, value in filters.items())
-
-
-def _wanted_runs(
-    runs: Iterable[Record], scope: _Scope, filters: Mapping[str, Any]
-) -> list[Record]:
-    """The runs that match every filter, by id."""
-    exact = {
-        "id": filters.get("run_id"),
-        "task": scope.tasks,
-        "dataset_id": (
-            [scope.dataset["id"]]
-            if scope.dataset
-            else [filters["dataset_id"]]
-            if "dataset_id" in filters
-            else None
-        ),
-        **{name: filters.get(name) for name in ("subject", "session", "number")},
-        "acquisition": filters.get("acquisition"),
-    }
-    tests = {name: frozenset(some) for name, some in exact.items() if some is not None}
-    return sorted(
-        (run for run in runs if all(run[name] in some for name, some in tests.items())),
-        key=lambda run: run["id"],
-    )
-
-
-def _is_scoped(filters: Mapping[str, Any]) -> bool:
-    return any(f.name in filters for f in _SCOPE)
-
-
-def _needs_datasets(filters: Mapping[str, Any]) -> bool:
-    return "dataset_name" in filters or "task_name" in filters
 
 
 # --- tables of one request each -------------------------------------------------------
@@ -343,7 +233,7 @@ class _Listing:
 
     def enumerate(self, _cursor: Json) -> Enumeration:
         """One item: the list that the filters name."""
-        yield Block((self._item(_request(self.path, **self.filters)),))
+        yield Block((self._item(request_for(self.path, **self.filters)),))
 
     def _item(self, request: Request, **context: Any) -> Item:
         return Item(key=request.target, request=request, context=context)
@@ -371,87 +261,130 @@ class _Listing:
         return None
 
 
+class _OfDatasets(_Listing):
+    """Tasks or analyses, of data sets that may be given by name."""
+
+    __slots__ = ()
+
+    def enumerate(self, _cursor: Json) -> Enumeration:
+        """One item, or one a data set where the service takes only one."""
+        datasets: list[Record] = []
+        if needs_datasets(self.filters):
+            datasets = yield from asked_list(request_for("/datasets"))
+        scope = Scope.find(datasets, self.filters)
+        names = self.filters.get("name")
+        query = {} if names is None or not fits_a_query(names) else {"name": names}
+        keep = {"name": names} if isinstance(names, list) else {}
+        ids = scope.dataset_ids
+        if ids is None:
+            requests = [request_for(self.path, **query)]
+        elif self.path == "/analyses":
+            requests = [request_for(self.path, dataset_id=ids, **query)]
+        else:
+            requests = [request_for(self.path, dataset_id=one, **query) for one in ids]
+        yield Block(tuple(self._item(request, keep=keep) for request in requests))
+
+    def matching(self, records: list[Record], item: Item) -> list[Record]:
+        """Those of the wanted names."""
+        return _named(records, item)
+
+
+def _named(records: list[Record], item: Item) -> list[Record]:
+    names = item.context.get("keep", {}).get("name")
+    if names is None:
+        return records
+    return [one for one in records if one["name"] in names]
+
+
+class _Profile(_Listing):
+    """The user who is logged in: one record."""
+
+    __slots__ = ()
+
+    def enumerate(self, _cursor: Json) -> Enumeration:
+        """One item."""
+        yield Block((self._item(request_for(self.path), one=True),))
+
+
 class _Runs(_Listing):
     """Runs, with names resolved and the filters that the server lacks applied here."""
 
     __slots__ = ()
 
     def enumerate(self, _cursor: Json) -> Enumeration:
-        """One item: the runs of a data set, or all."""
+        """One item a data set that is named, or one for all."""
         datasets: list[Record] = []
-        if _needs_datasets(self.filters):
-            datasets = yield from _asked_list(_request("/datasets"))
-        scope = _Scope.find(datasets, self.filters)
-        keep = {
+        if needs_datasets(self.filters):
+            datasets = yield from asked_list(request_for("/datasets"))
+        scope = Scope.find(datasets, self.filters)
+        keep: dict[str, Any] = {
             name: self.filters[name]
             for name in ("run_id", "acquisition", "subject", "session", "number")
             if name in self.filters
         }
-        request = _runs_request(scope, self.filters)
-        yield Block((self._item(request, keep=keep, tasks=scope.tasks),))
+        if scope.dataset_ids is not None:
+            keep["dataset_id"] = scope.dataset_ids
+        yield Block(
+            tuple(
+                self._item(request, keep=keep, tasks=scope.tasks)
+                for request in runs_requests(scope, self.filters)
+            )
+        )
 
     def matching(self, records: list[Record], item: Item) -> list[Record]:
         """The runs that match filters which the server lacks, by id."""
-        return _wanted_runs(
-            records, _Scope(tasks=item.context["tasks"]), item.context["keep"]
-        )
+        keep = item.context["keep"]
+        scope = Scope.find([], {k: keep[k] for k in ("dataset_id",) if k in keep})
+        scope.tasks = item.context["tasks"]
+        return wanted_runs(records, scope, keep)
 
 
 class _Predictors(_Listing):
-    """Predictors, by name or of the runs that the filters name."""
+    """Predictors, by name or of the runs that the filters name.
+
+    The service's ``newest=true`` looks at names alone, in whatever data set, and before
+    it looks at what is private: it may answer with another data set's predictor, or
+    hide a public one behind somebody's upload. So, unless ``newest`` is said, all are
+    asked for, and of each name in each data set the one with the highest id is kept.
+    """
 
     __slots__ = ()
 
     def enumerate(self, _cursor: Json) -> Enumeration:
         """One item a task, or for chosen runs one a batch of ids that fits a URL."""
         filters = self.filters
-        query = {k: filters[k] for k in ("active_only", "newest") if k in filters}
+        query = {k: filters[k] for k in ("active_only",) if k in filters}
+        query["newest"] = filters.get("newest", False)
         names = filters.get("name")
-        keep = {"name": names} if names is not None else {}
-        if not _is_scoped(filters):
-            if names is not None and _fits_a_query(names):
+        keep: dict[str, Any] = {} if names is None else {"name": names}
+        keep["newest"] = "newest" not in filters
+        if not is_scoped(filters):
+            if names is not None and fits_a_query(names):
                 query["name"] = names
-            yield Block((self._item(_request("/predictors", **query), keep=keep),))
+            yield Block((self._item(request_for("/predictors", **query), keep=keep),))
             return
         datasets: list[Record] = []
-        if _needs_datasets(filters):
-            datasets = yield from _asked_list(_request("/datasets"))
-        scope = _Scope.find(datasets, filters)
-        found = yield from _asked_list(_runs_request(scope, filters))
-        runs = _wanted_runs(found, scope, filters)
-        if any(name in filters for name in ("run_id", *(f.name for f in _ENTITIES))):
+        if needs_datasets(filters):
+            datasets = yield from asked_list(request_for("/datasets"))
+        scope = Scope.find(datasets, filters)
+        found = yield from asked_list(*runs_requests(scope, filters))
+        runs = wanted_runs(found, scope, filters)
+        if any(name in filters for name in ("run_id", *(f.name for f in ENTITIES))):
             requests = [
-                _request("/predictors", run_id=batch, **query)
-                for batch in _fitting([run["id"] for run in runs], 200)
+                request_for("/predictors", run_id=batch, **query)
+                for batch in fitting([run["id"] for run in runs], 200)
             ]
         else:  # whole tasks: the same rows by a short URL
             tasks = sorted({run["task"] for run in runs})
             requests = [
-                _request(f"/tasks/{task}/predictors", **query) for task in tasks
+                request_for(f"/tasks/{task}/predictors", **query) for task in tasks
             ]
         yield Block(tuple(self._item(request, keep=keep) for request in requests))
 
     def matching(self, records: list[Record], item: Item) -> list[Record]:
         """The predictors of the wanted names."""
-        names = item.context["keep"].get("name")
-        if names is None:
-            return records
-        return [one for one in records if one["name"] in names]
-
-
-def _fitting(ids: Sequence[int], kept: int) -> Iterator[list[int]]:
-    """Batches of *ids* whose text fits a URL of which *kept* characters are taken."""
-    batch: list[int] = []
-    room = MAX_TARGET - kept
-    for one in ids:
-        width = len(str(one)) + 1
-        if batch and width > room:
-            yield batch
-            batch, room = [], MAX_TARGET - kept
-        batch.append(one)
-        room -= width
-    if batch:
-        yield batch
+        found = _named(records, item)
+        return newest_of(found) if item.context["keep"]["newest"] else found
 
 
 # --- predictor events -----------------------------------------------------------------
@@ -472,9 +405,27 @@ class _AnyEvent(_Event, gc=False, forbid_unknown_fields=False):
     """The same, with fields that this version does not know left aside."""
 
 
-_EVENTS_OF: ArrayDecoder[Any] = ArrayDecoder(
-    msgspec.json.Decoder(list[_Event]), msgspec.json.Decoder(list[_AnyEvent])
-)
+class _TimedEvent(_Event, gc=False, forbid_unknown_fields=True):
+    """One event as the server sends it with ``stimulus_timing``."""
+
+    stimulus_onset: float | None = None
+    stimulus_duration: float | None = None
+    stimulus_path: str | None = None
+
+
+class _AnyTimedEvent(_TimedEvent, gc=False, forbid_unknown_fields=False):
+    """The same, with fields that this version does not know left aside."""
+
+
+def _decoder_of(strict: type, tolerant: type) -> ArrayDecoder[Any]:
+    return ArrayDecoder(
+        msgspec.json.Decoder(list[strict]),  # type: ignore[valid-type]  # made below
+        msgspec.json.Decoder(list[tolerant]),  # type: ignore[valid-type]
+    )
+
+
+_EVENTS_OF = _decoder_of(_Event, _AnyEvent)
+_TIMED_EVENTS_OF = _decoder_of(_TimedEvent, _AnyTimedEvent)
 
 # Text that is a number as people write it: no hexadecimal, no "1_000", no inf.
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
@@ -494,8 +445,18 @@ class _Events:
     """Events by predictor and batch of runs."""
 
     filters: Mapping[str, Any]
-    schema: pa.Schema = field(default=_EVENTS)
+    has_user: bool = False
+    """Whether somebody is logged in, who may have predictors of his own."""
     row_key: str | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """With the columns of the stimulus where they were asked for."""
+        return _TIMED_EVENTS if self._is_timed else _EVENTS
+
+    @property
+    def _is_timed(self) -> bool:
+        return bool(self.filters.get("stimulus_timing"))
 
     def enumerate(self, cursor: Json) -> Enumeration:
         """Resolve names, then one item per predictor and batch of runs.
@@ -507,7 +468,7 @@ class _Events:
         else:
             assert isinstance(cursor, Mapping)
             state = dict(cursor)
-        items = list(_event_items(state))
+        items = list(_event_items(state, timed=self._is_timed))
         first = int(state["next"])
         if not items[first:]:
             yield Block(())
@@ -520,7 +481,7 @@ class _Events:
 
     def _resolve(self) -> Resolving:
         filters = self.filters
-        if not _is_scoped(filters) and not (
+        if not is_scoped(filters) and not (
             {"predictor_id", "predictor_name"} & set(filters)
         ):
             raise ConfigurationError(
@@ -528,21 +489,22 @@ class _Events:
                 "task_id, run_id, predictor_name, predictor_id"
             )
         datasets, candidates, runs = yield from self._first_round()
-        scope = _Scope.find(datasets, filters)
-        named = {filters["dataset_id"]} if "dataset_id" in filters else set()
-        named |= {run["dataset_id"] for run in runs or ()}
-        for one in named - {dataset["id"] for dataset in datasets}:
+        scope = Scope.find(datasets, filters)
+        named = {run["dataset_id"] for run in runs or ()} | set(scope.dataset_ids or ())
+        if hidden := named - {dataset["id"] for dataset in datasets}:
             # Not among the active ones: served all the same, by its id.
-            (body,) = yield Ask((_request(f"/datasets/{one}"),))
-            scope.dataset = body if len(named) == 1 else None
-            datasets.append(body)
-        if scope.dataset is None:
-            scope.dataset = _dataset_of(candidates, runs, datasets, filters)
+            datasets += yield from asked(
+                *(request_for(f"/datasets/{one}") for one in sorted(hidden))
+            )
+        if named:
+            scope.datasets = [one for one in datasets if one["id"] in named]
+        else:
+            scope.datasets = _datasets_of(candidates, datasets, filters)
         if runs is None:
-            runs = yield from _asked_list(_runs_request(scope, filters))
-        runs = _wanted_runs(runs, scope, filters)
+            runs = yield from asked_list(*runs_requests(scope, filters))
+        runs = wanted_runs(runs, scope, filters)
         if not runs:
-            raise NotFound(f"neuroscout has no run with {_words(filters)}")
+            raise NotFound(f"neuroscout has no run with {in_words(filters)}")
         picks = yield from self._picks(candidates, runs, scope)
         names = {d["id"]: d["name"] for d in datasets}
         return {
@@ -567,102 +529,126 @@ class _Events:
     def _first_round(self) -> Resolving:
         """Data sets, candidate predictors and, when only ids are given, runs."""
         filters = self.filters
-        wanted = [_request("/datasets")]
+        wanted = [request_for("/datasets")]
         names, ids = filters.get("predictor_name"), filters.get("predictor_id")
-        by_name = names is not None and _fits_a_query(names)
+        by_name = ids is None and names is not None and fits_a_query(names)
+        has_many = ids is not None and len(ids) > BY_ID
         if by_name:
             # newest=false: otherwise somebody's private upload of the same name would
             # hide the public predictor, or another data set's would take its place.
-            wanted.append(_request("/predictors", name=names, newest=False))
-        if ids is not None:
-            wanted += [_request(f"/predictors/{one}") for one in ids]
+            wanted.append(request_for("/predictors", name=names, newest=False))
+        elif has_many:
+            wanted.append(request_for("/predictors", newest=False, active_only=False))
+        elif ids is not None:
+            wanted += [request_for(f"/predictors/{one}") for one in ids]
         run_ids = filters.get("run_id", [])
         only_ids = bool(run_ids) and not (
             {"dataset_id", "dataset_name", "task_id", "task_name"} & set(filters)
         )
         if only_ids:
             if len(run_ids) <= BY_ID:
-                wanted += [_request(f"/runs/{one}") for one in run_ids]
+                wanted += [request_for(f"/runs/{one}") for one in run_ids]
             else:
-                wanted.append(_request("/runs", active_only=False))
-        answers = yield from _asked(*wanted)
+                wanted.append(request_for("/runs", active_only=False))
+        answers = yield from asked(*wanted)
         datasets = records_at(answers.pop(0), ())
         candidates: list[Record] | None = None
-        if by_name:
+        if by_name or has_many:
             candidates = records_at(answers.pop(0), ())
-        if ids is not None:
-            by_id = [answers.pop(0) for _ in ids]
-            candidates = [one for one in by_id if names is None or one["name"] in names]
+        elif ids is not None:
+            candidates = [answers.pop(0) for _ in ids]
+        if has_many:
+            assert candidates is not None
+            assert ids is not None
+            candidates = [one for one in candidates if one["id"] in ids]
+            # Private ones are served by their id alone.
+            unlisted = sorted(set(ids) - {one["id"] for one in candidates})
+            candidates += yield from asked(
+                *(request_for(f"/predictors/{one}") for one in unlisted)
+            )
+        if ids is not None and names is not None:
+            assert candidates is not None
+            candidates = [one for one in candidates if one["name"] in names]
         runs: list[Record] | None = None
         if only_ids and len(run_ids) <= BY_ID:
             runs = answers
         elif only_ids:
             runs = records_at(answers.pop(0), ())
+            runs = [run for run in runs if run["id"] in run_ids]
         return datasets, candidates, runs
 
     def _picks(
-        self, candidates: list[Record] | None, runs: list[Record], scope: _Scope
+        self, candidates: list[Record] | None, runs: list[Record], scope: Scope
     ) -> Resolving:
         """The predictors to ask for, by id."""
         filters = self.filters
-        of_datasets = {run["dataset_id"] for run in runs}
+        tasks_of: dict[int, set[int]] = {}
+        for run in runs:
+            tasks_of.setdefault(run["dataset_id"], set()).add(run["task"])
         if "predictor_id" in filters:
             assert candidates is not None
             for one in candidates:
-                if one["dataset_id"] not in of_datasets:
+                if one["dataset_id"] not in tasks_of:
                     raise ConfigurationError(
                         f"predictor {one['id']} ({one['name']}) belongs to data set "
-                        f"{one['dataset_id']}, and the runs asked for to {of_datasets}"
+                        f"{one['dataset_id']}, and the runs asked for to "
+                        f"{as_text(sorted(tasks_of))}"
                     )
-            return sorted(
-                (_Pick(id=one["id"], name=one["name"]) for one in candidates),
-                key=attrgetter("id"),
-            )
+            picks = [_pick(one, tasks_of) for one in candidates]
+            return sorted(picks, key=attrgetter("id"))
         names = filters.get("predictor_name")
-        if candidates is not None:
-            candidates = [c for c in candidates if c["dataset_id"] in of_datasets]
-            found = [c["name"] for c in candidates]
-            if len(found) == len(set(found)) and set(found) == set(names or ()):
-                return sorted(
-                    (_Pick(id=c["id"], name=c["name"]) for c in candidates),
-                    key=attrgetter("id"),
-                )
+        wanted = {(one, name) for one in tasks_of for name in names or ()}
+        candidates = [c for c in candidates or () if c["dataset_id"] in tasks_of]
+        found = [(c["dataset_id"], c["name"]) for c in candidates]
+        if found and len(found) == len(set(found)) and set(found) == wanted:
+            picks = [_pick(one, tasks_of) for one in candidates]
+            return sorted(picks, key=attrgetter("id"))
+        return (yield from self._picks_of_tasks(wanted, tasks_of, scope))
+
+    def _picks_of_tasks(
+        self,
+        wanted: set[tuple[int, str]],
+        tasks_of: Mapping[int, set[int]],
+        scope: Scope,
+    ) -> Resolving:
+        """The predictors that the tasks' own lists name, by id."""
+        names = self.filters.get("predictor_name")
         # All predictors, or several of one name, or a name that is not there: only the
         # tasks' own lists say which predictor belongs to which runs.
-        tasks = sorted({run["task"] for run in runs})
+        of_task = {task: one for one, tasks in tasks_of.items() for task in tasks}
         everything = {} if scope.is_active else {"active_only": False}
-        answers = yield from _asked(
+        answers = yield from asked(
             *(
-                _request(f"/tasks/{task}/predictors", newest=False, **everything)
-                for task in tasks
+                request_for(f"/tasks/{task}/predictors", newest=False, **everything)
+                for task in sorted(of_task)
             )
         )
         picked: dict[int, _Pick] = {}
-        known: set[str] = set()
-        for task, answer in zip(tasks, answers, strict=True):
-            newest: dict[str, int] = {}
-            for one in records_at(answer, ()):
-                known.add(one["name"])
+        known: set[tuple[int, str]] = set()
+        for task, answer in zip(sorted(of_task), answers, strict=True):
+            public = records_at(answer, ())
+            known |= {(of_task[task], one["name"]) for one in public}
+            for one in newest_of(public):
                 if names is None or one["name"] in names:
-                    newest[one["name"]] = max(one["id"], newest.get(one["name"], 0))
-            for name, one_id in newest.items():
-                pick = picked.setdefault(one_id, _Pick(id=one_id, name=name, tasks=[]))
-                assert pick.tasks is not None
-                pick.tasks.append(task)
-        self._refuse_unknown(names, known, scope)
+                    pick = picked.setdefault(
+                        one["id"], _Pick(id=one["id"], name=one["name"], tasks=[])
+                    )
+                    assert pick.tasks is not None
+                    pick.tasks.append(task)
+        missing = wanted - known
+        if missing and self.has_user:
+            own = yield from self._own(sorted({name for _, name in missing}))
+            for one in newest_of(own):
+                if (key := (one["dataset_id"], one["name"])) in missing:
+                    missing.discard(key)
+                    picked[one["id"]] = _pick(one, tasks_of)
+        _refuse_unknown(missing, known, scope)
         return [picked[one_id] for one_id in sorted(picked)]
 
-    def _refuse_unknown(
-        self,
-        names: list[str] | None,
-        known: set[str],
-        scope: _Scope,
-    ) -> None:
-        missing = [name for name in names or () if name not in known]
-        if missing:
-            where = scope.dataset["name"] if scope.dataset else "the runs asked for"
-            hints = ", ".join(f"{name!r}{close(name, known)}" for name in missing)
-            raise NotFound(f"{where} has no predictor {hints}")
+    def _own(self, names: list[str]) -> Resolving:
+        """Private predictors of the user who is logged in, by name."""
+        found = yield from asked_list(request_for("/user/predictors", newest=False))
+        return [one for one in found if one["name"] in names]
 
     def decode(
         self, item: Item, chunks: Iterator[bytes], *, as_records: bool
@@ -671,7 +657,7 @@ class _Events:
         if as_records:
             events = records_at(document(chunks), ())
             return Decoded(records=sorted(events, key=_event_order))
-        columns = _event_columns(chunks)
+        columns = _event_columns(chunks, timed=self._is_timed)
         batch, silent = _event_batch(columns, item.context)
         return Decoded(
             batches=(batch,),
@@ -690,14 +676,38 @@ def _event_order(event: Record) -> tuple[int, int, float]:
     return event["predictor_id"], event["run_id"], event["onset"]
 
 
-def _dataset_of(
+def _pick(one: Record, tasks_of: Mapping[int, set[int]]) -> _Pick:
+    """*one* in all runs of its data set."""
+    tasks = None if len(tasks_of) == 1 else sorted(tasks_of[one["dataset_id"]])
+    return _Pick(id=one["id"], name=one["name"], tasks=tasks)
+
+
+def _refuse_unknown(
+    missing: set[tuple[int, str]], known: set[tuple[int, str]], scope: Scope
+) -> None:
+    if not missing:
+        return
+    titles = {one["id"]: one["name"] for one in scope.datasets or ()}
+    says = []
+    for dataset in sorted({dataset for dataset, _ in missing}):
+        there = {name for one, name in known if one == dataset}
+        hints = ", ".join(
+            f"{name!r}{close(name, there)}"
+            for one, name in sorted(missing)
+            if one == dataset
+        )
+        where = titles.get(dataset, f"data set {dataset}")
+        says.append(f"{where} has no predictor {hints}")
+    raise NotFound("; ".join(says))
+
+
+def _datasets_of(
     candidates: list[Record] | None,
-    runs: list[Record] | None,
     datasets: list[Record],
     filters: Mapping[str, Any],
-) -> Record | None:
-    """The one data set that ids or names point to, when none was named."""
-    if runs is not None or "task_id" in filters or "task_name" in filters:
+) -> list[Record] | None:
+    """The one data set that predictors point to, when none was named."""
+    if "task_id" in filters or "task_name" in filters:
         return None
     found = {one["dataset_id"] for one in candidates or ()}
     if len(found) > 1:
@@ -708,20 +718,23 @@ def _dataset_of(
         )
     if not found:
         wanted = filters.get("predictor_name") or filters.get("predictor_id")
-        raise NotFound(f"neuroscout has no public predictor {wanted}")
+        raise NotFound(
+            f"neuroscout has no public predictor {wanted}: pass dataset_name"
+        )
     only = found.pop()
-    return next((d for d in datasets if d["id"] == only), {"id": only, "name": None})
+    return [next((d for d in datasets if d["id"] == only), {"id": only, "name": None})]
 
 
-def _event_items(state: Mapping[str, Any]) -> Iterator[Item]:
+def _event_items(state: Mapping[str, Any], *, timed: bool = False) -> Iterator[Item]:
+    more = {"stimulus_timing": True} if timed else {}
     for predictor, name, tasks in state["picks"]:
         runs = [run for run in state["runs"] if tasks is None or run[5] in tasks]
         for batch in _run_batches(runs):
             ids = [run[0] for run in batch]
             yield Item(
                 key=f"predictor={predictor}/runs={ids[0]}-{ids[-1]}",
-                request=_request(
-                    "/predictor-events", predictor_id=predictor, run_id=ids
+                request=request_for(
+                    "/predictor-events", predictor_id=predictor, run_id=ids, **more
                 ),
                 context={"predictor": [predictor, name], "runs": batch},
             )
@@ -758,18 +771,28 @@ class _Columns:
     predictor_id: np.ndarray
     run_id: np.ndarray
     value: pa.Array
-    stimulus_id: pa.Array
+    stimulus: list[pa.Array]
+    """Its id, and with timing its onset, duration and path."""
     has_unknown: bool
     """Whether there were fields that this version does not know."""
 
 
-def _event_columns(chunks: Iterable[bytes]) -> _Columns:
+_STIMULUS = {
+    "stimulus_id": pa.int64(),
+    "stimulus_onset": pa.float64(),
+    "stimulus_duration": pa.float64(),
+    "stimulus_path": pa.string(),
+}
+
+
+def _event_columns(chunks: Iterable[bytes], *, timed: bool) -> _Columns:
     has_unknown = False
     onset, duration, predictor, run = [], [], [], []
     value: list[pa.Array] = []
-    stimulus: list[pa.Array] = []
-    for events in arrays(chunks, _EVENTS_OF):
-        has_unknown |= bool(events) and type(events[0]) is _AnyEvent
+    names = list(_STIMULUS) if timed else ["stimulus_id"]
+    stimulus: dict[str, list[pa.Array]] = {name: [] for name in names}
+    for events in arrays(chunks, _TIMED_EVENTS_OF if timed else _EVENTS_OF):
+        has_unknown |= bool(events) and type(events[0]) in (_AnyEvent, _AnyTimedEvent)
         onset.append(_numbers(events, "onset", np.float64))
         predictor.append(_numbers(events, "predictor_id", np.int64))
         run.append(_numbers(events, "run_id", np.int64))
@@ -779,18 +802,20 @@ def _event_columns(chunks: Iterable[bytes]) -> _Columns:
             duration.append(pa.array([e.duration for e in events], pa.float64()))
         else:
             duration.append(pa.array(seconds))
-        ids = [event.stimulus_id for event in events]
-        has_ids = ids.count(None) < len(ids)  # nearly never
-        stimulus.append(
-            pa.array(ids, pa.int64()) if has_ids else pa.nulls(len(ids), pa.int64())
-        )
+        for name in names:
+            values = list(map(attrgetter(name), events))
+            kind = _STIMULUS[name]
+            is_there = values.count(None) < len(values)  # an id nearly never
+            stimulus[name].append(
+                pa.array(values, kind) if is_there else pa.nulls(len(values), kind)
+            )
     return _Columns(
         onset=np.concatenate(onset),
         duration=pa.concat_arrays(duration),
         predictor_id=np.concatenate(predictor),
         run_id=np.concatenate(run),
         value=pa.concat_arrays(value),
-        stimulus_id=pa.concat_arrays(stimulus),
+        stimulus=[pa.concat_arrays(parts) for parts in stimulus.values()],
         has_unknown=has_unknown,
     )
 
@@ -808,11 +833,11 @@ def _event_batch(
     ids = np.array([run[0] for run in runs], np.int64)  # ascending
     place = np.searchsorted(ids, columns.run_id)
     place = np.minimum(place, len(ids) - 1)
-    for asked, got, what in (
+    for wanted, got, what in (
         (predictor, columns.predictor_id, "predictor_id"),
         (ids[place], columns.run_id, "run_id"),
     ):
-        wrong = np.flatnonzero(got != asked)
+        wrong = np.flatnonzero(got != wanted)
         if len(wrong):
             path = f"$[{wrong[0]}].{what}"
             raise DecodeError(
@@ -843,9 +868,9 @@ def _event_batch(
             amplitudes(value),
             text.column(7),
             text.column(6),
-            columns.stimulus_id.take(pa.array(order)),
+            *(one.take(pa.array(order)) for one in columns.stimulus),
         ],
-        names=_EVENTS.names,
+        names=_TIMED_EVENTS.names[: len(_EVENTS) + len(columns.stimulus) - 1],
     )
     present = np.unique(place)
     silent = sorted(set(ids.tolist()) - set(ids[present].tolist()))
@@ -892,8 +917,87 @@ def _by_id(path: str) -> Any:
     return one
 
 
+def _by_hash(key: Any) -> Request:
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        raise ConfigurationError(f"expected a hash_id like '52546', got {key!r}")
+    return request_for(f"/analyses/{segment(str(key))}")
+
+
+class _OfDataset(Table):
+    """A table whose rows belong to data sets: a DataFrame has their names as well."""
+
+    async def _frame(self, table: pa.Table) -> pd.DataFrame:
+        frame = to_pandas(table)
+        # All of them by one request, and not each by its id.
+        found: list[Record] = []
+        if table.num_rows:
+            found = await self.client.table("datasets").get(active_only=False)
+        names = {one["id"]: one["name"] for one in found}
+        ids = table["dataset_id"].to_pylist()
+        column = pa.array([names.get(one) for one in ids], pa.string()).to_pandas()
+        # Behind the columns of a list, before those of a single record and the unknown.
+        later = "created_at" if "created_at" in frame else EXTRA
+        frame.insert(list(frame.columns).index(later), "dataset_name", column)
+        return frame
+
+
+class _EventsTable(Table):
+    """Predictor events, by the names of the logged-in user's predictors as well."""
+
+    def _source(self, filters: Mapping[str, Json]) -> Source:
+        return _Events(filters=filters, has_user=self.client.exchange.has_auth)
+
+
+_OWN = Description(
+    name="user.get_predictors",
+    summary="The user's own predictors",
+    item="requests",
+    filters=(
+        Filter(name="run_id", kind=int, many=True),
+        Filter(name="name", kind=str, many=True),
+        Filter(name="newest", kind=bool),
+    ),
+    schema=_PREDICTORS,
+    source=lambda filters: _Listing(
+        schema=_PREDICTORS, path="/user/predictors", filters=filters
+    ),
+)
+
+
+class User(Table):
+    """The user who is logged in."""
+
+    async def get_predictors(self, **filters: Any) -> list[Record]:
+        """The user's own private predictors, by ``name``, ``run_id`` and ``newest``."""
+        checked = _OWN.check(filters)
+        if [] in checked.values():
+            return []
+        found = await call(self.client, "/user/predictors", query=checked)
+        return records_at(found, ())
+
+    async def get_analyses(self) -> list[Record]:
+        """Summaries of the user's own analyses, of any status."""
+        return records_at(await call(self.client, "/user/myanalyses"), ())
+
+    async def get_collections(self) -> list[Record]:
+        """The user's own collections of predictors."""
+        return records_at(await call(self.client, "/user/collections"), ())
+
+
 class Neuroscout(Client):
-    """https://neuroscout.org: naturalistic fMRI data sets and their predictors."""
+    """https://neuroscout.org: naturalistic fMRI data sets and their predictors.
+
+    Parameters
+    ----------
+    email, password
+        Of an account at the service, for one's own analyses and predictors. Everything
+        public is open without. The service is asked for a token when one is first
+        needed, and again before that one expires.
+    **options
+        As :class:`~asyncfetch.services._table.Client` takes them: ``base_url``,
+        ``limits``, ``timeout``, ``item_timeout``, ``user_agent``, ``contact``,
+        ``proxy``, ``ca_file``, ``tls_compat``.
+    """
 
     service = "neuroscout"
     default_url = "https://neuroscout.org/api"
@@ -907,6 +1011,28 @@ class Neuroscout(Client):
     runs: Table
     predictors: Table
     predictor_events: Table
+    analyses: Table
+    user: User
+
+    def __init__(
+        self, email: str | None = None, password: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(auth=login(email, password), **options)
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """A client set up by the environment.
+
+        ``NEUROSCOUT_USER`` and ``NEUROSCOUT_PASSWORD`` log in,
+        ``ASYNCFETCH_NEUROSCOUT_URL`` is another base URL.
+        """
+        for name, variable in (
+            ("email", "NEUROSCOUT_USER"),
+            ("password", "NEUROSCOUT_PASSWORD"),
+        ):
+            if os.environ.get(variable):
+                options.setdefault(name, os.environ[variable])
+        return super().from_env(**options)
 
     descriptions: ClassVar[tuple[Description, ...]] = (
         Description(
@@ -928,13 +1054,11 @@ class Neuroscout(Client):
             name="tasks",
             summary="Tasks of the data sets",
             item="requests",
-            filters=(
-                Filter(name="dataset_id", kind=int),
-                Filter(name="name", kind=str, doc="exact name"),
-            ),
+            filters=(*DATASETS, Filter(name="name", kind=str, doc="exact name")),
             schema=_TASKS,
             row_key="id",
-            source=lambda filters: _Listing(
+            table=_OfDataset,
+            source=lambda filters: _OfDatasets(
                 schema=_TASKS, path="/tasks", filters=filters
             ),
             one=_by_id("/tasks"),
@@ -943,9 +1067,10 @@ class Neuroscout(Client):
             name="runs",
             summary="Runs: one subject, one task, one time",
             item="requests",
-            filters=(*_SCOPE, _ACTIVE),
+            filters=(*SCOPE, _ACTIVE),
             schema=_RUNS,
             row_key="id",
+            table=_OfDataset,
             source=lambda filters: _Runs(schema=_RUNS, path="/runs", filters=filters),
             one=_by_id("/runs"),
         ),
@@ -955,16 +1080,18 @@ class Neuroscout(Client):
             item="requests",
             filters=(
                 Filter(name="name", kind=str, many=True),
-                *_SCOPE,
+                *SCOPE,
                 _ACTIVE,
                 Filter(
                     name="newest",
                     kind=bool,
-                    doc="of each name only the highest id, before other filters (true)",
+                    doc="the service's own choice by name; unless said, the highest "
+                    "id of each name in each data set",
                 ),
             ),
             schema=_PREDICTORS,
             row_key="id",
+            table=_OfDataset,
             source=lambda filters: _Predictors(
                 schema=_PREDICTORS, path="/predictors", filters=filters
             ),
@@ -980,9 +1107,40 @@ class Neuroscout(Client):
             filters=(
                 Filter(name="predictor_id", kind=int, many=True),
                 Filter(name="predictor_name", kind=str, many=True),
-                *_SCOPE,
+                *SCOPE,
+                Filter(
+                    name="stimulus_timing",
+                    kind=bool,
+                    doc="with stimulus_onset, stimulus_duration, stimulus_path (false)",
+                ),
             ),
             schema=_EVENTS,
+            table=_EventsTable,
             source=lambda filters: _Events(filters=filters),
+        ),
+        Description(
+            name="analyses",
+            summary="Public analyses that passed; any one by its hash_id",
+            item="requests",
+            filters=(*DATASETS, Filter(name="name", kind=str, many=True)),
+            schema=_ANALYSES,
+            row_key="hash_id",
+            table=_OfDataset,
+            source=lambda filters: _OfDatasets(
+                schema=_ANALYSES, path="/analyses", filters=filters, row_key="hash_id"
+            ),
+            one=_by_hash,
+        ),
+        Description(
+            name="user",
+            summary="The user who is logged in",
+            item="requests",
+            filters=(),
+            schema=_USER,
+            is_single=True,
+            table=User,
+            source=lambda filters: _Profile(
+                schema=_USER, path="/user", filters=filters, row_key=None
+            ),
         ),
     )

@@ -29,6 +29,10 @@ class Call:
     """The query string, still percent-encoded."""
     body: bytes = b""
     """The request body; empty for a GET."""
+    content_type: str = ""
+    """The ``Content-Type`` of the body, or an empty text."""
+    authorization: str = ""
+    """The ``Authorization`` header, or an empty text."""
     accepts_gzip: bool = False
     """The client sent ``Accept-Encoding`` with gzip in it."""
 
@@ -49,13 +53,16 @@ class Answer:
     """Headers beside those that frame the body."""
     framing: Framing = "length"
     """How the end of the body is marked."""
+    may_be_kept: bool = True
+    """The same call will be answered the same."""
 
 
 class Service(Protocol):
     """One web API.
 
     An answer is a pure function of the call and of the seed and scale that the
-    service was made with, so that the server may keep it, and ask in any thread.
+    service was made with, so that the server may keep it, and ask in any thread; but
+    for those that say otherwise.
     """
 
     prefix: str

@@ -7,16 +7,14 @@ first value of a repeated one, rows in any order, NaN in JSON, ``value`` always 
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from asyncfetch.testing._answer import Answer, Call, generator, uniforms
+from asyncfetch.testing._neuroscout_analyses import Analyses
 from asyncfetch.testing._neuroscout_data import (
     FIRST_PREDICTORS,
     FIRST_RUNS,
@@ -25,57 +23,37 @@ from asyncfetch.testing._neuroscout_data import (
     Record,
     by_id,
 )
-
-# gunicorn takes a request line of 4094 characters: 13 go to the method and protocol.
-_MAX_TARGET = 4081
-# nginx itself refuses a request line above its 8 kB header buffer.
-_MAX_NGINX_TARGET = 8192 - 13
-
-_Kind = Literal["int", "ints", "number list", "str", "strs", "bool"]
-_Values = dict[str, Any]
-
-_TRUTHY = frozenset("t T true True TRUE on On ON y Y yes Yes YES 1".split())
-_FALSY = frozenset("f F false False FALSE off Off OFF n N no No NO 0".split())
-
-_INDEX = b"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>Neuroscout</title></head>
-<body><div id="root"></div><script src="/static/js/main.js"></script></body></html>
-"""
-
-_ANALYSES: tuple[Record, ...] = tuple(
-    {
-        "dataset_id": dataset,
-        "description": description,
-        "hash_id": hash_id,
-        "modified_at": modified_at,
-        "name": name,
-        "nv_count": uploads,
-        "status": "PASSED",
-        "user": user,
-    }
-    for dataset, description, hash_id, modified_at, name, uploads, user in (
-        (9, None, "3q7yo", "2021-12-14T23:3", "f0_no_rescale", 1, "example_user"),
-        (5, "Speech in Merlin", "k2m7p", "2020-02-11T09:4", "speech", 2, None),
-        (28, None, "9dw3r", "2021-06-30T17:2", "brightness", 0, "example_user"),
-        (28, None, "h4vx8", "2021-08-19T12:0", "speech", 1, "example_user"),
-        # The documents' analyses.get(name="speech")[-1].
-        (30, None, "52546", "2021-10-07T21:1", "speech", 0, "adelavega"),
-    )
+from asyncfetch.testing._neuroscout_http import (
+    INDEX,
+    MAX_NGINX_TARGET,
+    MAX_TARGET,
+    InvalidError,
+    Kind,
+    Values,
+    compressed,
+    json_answer,
+    page,
+    parameters,
+    route,
 )
+from asyncfetch.testing._neuroscout_users import RefusedError, Users, public_profiles
 
 
-class _InvalidError(Exception):
-    """Parameters that the server's validation refuses, by field."""
+class NeuroVaultImages:
+    """The images that Neuroscout's users have uploaded, where they end up."""
 
+    prefix = "/neurovault"
+    environment: Mapping[str, str] = {}
 
-@dataclass(frozen=True, slots=True)
-class _Route:
-    pattern: re.Pattern[str]
-    answer: Callable[[Call, int, _Values], Any]
-    """From the call, the id in the path, and the parameters; None is a 404."""
-    parameters: Mapping[str, _Kind] | None = None
-    """None where the service declares none, and so ignores the query."""
-    required: frozenset[str] = field(default_factory=frozenset)
+    def __init__(self, analyses: Analyses) -> None:
+        self._images = analyses.images
+
+    def answer(self, call: Call) -> Answer:
+        """An image, or none."""
+        found = self._images.get(call.path.removeprefix("/media/images/"))
+        if found is None or call.method not in ("GET", "HEAD"):
+            return replace(page(call, 404, "Not Found"), may_be_kept=False)
+        return Answer(body=found, headers={"Content-Type": "application/gzip"})
 
 
 class NeuroscoutService:
@@ -87,14 +65,14 @@ class NeuroscoutService:
     def __init__(self, *, seed: int, scale: float) -> None:
         self._seed = seed
         self._data = Catalogue(seed=seed, scale=scale)
-        listing: dict[str, _Kind] = {"active_only": "bool", "newest": "bool"}
+        listing: dict[str, Kind] = {"active_only": "bool", "newest": "bool"}
         self._routes = (
-            _route("/datasets", self._datasets, {"active_only": "bool", "name": "str"}),
-            _route("/datasets/ID", self._dataset),
-            _route("/tasks", self._tasks, {"dataset_id": "int", "name": "str"}),
-            _route("/tasks/ID", lambda _, key, __: self._data.tasks.get(key)),
-            _route("/tasks/ID/predictors", self._task_predictors, listing),
-            _route(
+            route("/datasets", self._datasets, {"active_only": "bool", "name": "str"}),
+            route("/datasets/ID", self._dataset),
+            route("/tasks", self._tasks, {"dataset_id": "int", "name": "str"}),
+            route("/tasks/ID", lambda _, key, __: self._data.tasks.get(key)),
+            route("/tasks/ID/predictors", self._task_predictors, listing),
+            route(
                 "/runs",
                 self._runs,
                 {
@@ -106,15 +84,15 @@ class NeuroscoutService:
                     "active_only": "bool",
                 },
             ),
-            _route("/runs/ID", lambda _, key, __: self._data.runs.get(key)),
-            _route("/runs/ID/timing", self._timing),
-            _route(
+            route("/runs/ID", lambda _, key, __: self._data.runs.get(key)),
+            route("/runs/ID/timing", self._timing),
+            route(
                 "/predictors",
                 self._predictors,
                 {"run_id": "ints", "name": "strs", **listing},
             ),
-            _route("/predictors/ID", self._predictor),
-            _route(
+            route("/predictors/ID", self._predictor),
+            route(
                 "/predictor-events",
                 self._predictor_events,
                 {
@@ -124,39 +102,66 @@ class NeuroscoutService:
                 },
                 required=frozenset({"predictor_id"}),
             ),
-            _route(
-                "/analyses",
-                self._analyses,
-                {"name": "strs", "dataset_id": "number list"},
+            route("/users", lambda _, __, ___: public_profiles()),
+            route("/user", self._profile, is_private=True),
+            route(
+                "/user/predictors",
+                self._own_predictors,
+                {"run_id": "ints", "name": "strs", "newest": "bool"},
+                is_private=True,
             ),
         )
+        self.users = Users()
+        self.analyses = Analyses(self._data, self.users)
 
     def answer(self, call: Call) -> Answer:
         """The response to *call*."""
-        if len(call.target) > _MAX_NGINX_TARGET:
-            return _page(call, 414, "Request-URI Too Large")
-        if len(call.target) > _MAX_TARGET:
-            return _page(call, 502, "Bad Gateway")
-        for route in self._routes:
-            if found := route.pattern.fullmatch(call.path):
+        if len(call.target) > MAX_NGINX_TARGET:
+            return page(call, 414, "Request-URI Too Large")
+        if len(call.target) > MAX_TARGET:
+            return page(call, 502, "Bad Gateway")
+        try:
+            answer = self._answer(call)
+        except RefusedError as error:
+            return replace(error.answer, may_be_kept=False)
+        except InvalidError as error:
+            return json_answer(call, {"message": {"query": error.args[0]}}, status=422)
+        if answer is not None:
+            return answer
+        # Unknown paths belong to the web application, whose router would say so.
+        if call.method in ("GET", "HEAD"):
+            return compressed(call, 200, INDEX, "text/html; charset=utf-8")
+        return page(call, 405, "Method Not Allowed")
+
+    def _answer(self, call: Call) -> Answer | None:
+        """The response of the API, or None where it has none."""
+        is_read = call.method in ("GET", "HEAD")
+        if call.path == "/auth" and call.method == "POST":
+            answer = self.users.log_in(call) or page(call, 502, "Bad Gateway")
+            return replace(answer, may_be_kept=False)
+        if self.analyses.owns(call):
+            said = self.analyses.answer(call)
+            return said and replace(said, may_be_kept=False)
+        for one in self._routes:
+            if found := one.pattern.fullmatch(call.path):
                 break
         else:
-            # Unknown paths belong to the web application, whose router would say so.
-            if call.method in ("GET", "HEAD"):
-                return _compressed(call, 200, _INDEX, "text/html; charset=utf-8")
-            return _page(call, 405, "Method Not Allowed")
-        if call.method not in ("GET", "HEAD"):
-            return _page(call, 405, "Method Not Allowed")
-        try:
-            values = _parameters(route, call.pairs())
-        except _InvalidError as error:
-            return _json(call, {"message": {"query": error.args[0]}}, status=422)
-        result = route.answer(call, int(found["id"] or 0), values)
+            return None
+        if not is_read:
+            return None
+        values = parameters(one.parameters, call.pairs(), one.required)
+        if one.is_private:
+            self.users.caller(call)
+        result = one.answer(call, int(found["id"] or 0), values)
         if result is None:
-            return _json(call, {"message": "Resource not found"}, status=404)
-        if isinstance(result, bytes):
-            return _compressed(call, 200, result, "application/json")
-        return _json(call, result)
+            answer = json_answer(call, {"message": "Resource not found"}, status=404)
+        elif isinstance(result, bytes):
+            answer = compressed(call, 200, result, "application/json")
+        else:
+            answer = json_answer(call, result)
+        # An upload brings predictors that were not there before.
+        is_late = one.is_private or not self._data.is_settled(call.path)
+        return replace(answer, may_be_kept=not is_late)
 
     def datasets(self) -> list[Record]:
         """Datasets by id, in the single-resource form."""
@@ -176,8 +181,9 @@ class NeuroscoutService:
     ) -> int:
         """The number of events of the predictors in the runs."""
         return sum(
-            len(runs) * self._data.events_per_run(predictor)
+            self._data.events_per_run(predictor, run)
             for predictor, runs in self._pairs(predictor_ids, run_ids)
+            for run in runs
         )
 
     def events(
@@ -230,7 +236,7 @@ class NeuroscoutService:
             for key in by_id(predictor_ids, self._data.predictors)
         ]
 
-    def _datasets(self, call: Call, _: int, values: _Values) -> list[Record]:
+    def _datasets(self, call: Call, _: int, values: Values) -> list[Record]:
         return self._shuffled(
             call,
             (
@@ -241,10 +247,10 @@ class NeuroscoutService:
             ),
         )
 
-    def _dataset(self, _: Call, key: int, __: _Values) -> Record | None:
+    def _dataset(self, _: Call, key: int, __: Values) -> Record | None:
         return self._data.datasets.get(key)
 
-    def _tasks(self, call: Call, _: int, values: _Values) -> list[Record]:
+    def _tasks(self, call: Call, _: int, values: Values) -> list[Record]:
         return self._shuffled(
             call,
             (
@@ -255,7 +261,7 @@ class NeuroscoutService:
             ),
         )
 
-    def _runs(self, call: Call, _: int, values: _Values) -> list[Record]:
+    def _runs(self, call: Call, _: int, values: Values) -> list[Record]:
         def wanted(run: Record) -> bool:
             active = self._data.datasets[run["dataset_id"]]["active"]
             return (
@@ -272,14 +278,14 @@ class NeuroscoutService:
             call, filter(wanted, self._data.runs.values()), FIRST_RUNS
         )
 
-    def _timing(self, _: Call, key: int, __: _Values) -> list[Record] | None:
+    def _timing(self, _: Call, key: int, __: Values) -> list[Record] | None:
         if key not in self._data.runs:
             return None
         stimulus = self._data.stimulus(key)
         return [{"filename": stimulus.path, "onset": stimulus.onset}]
 
     def _task_predictors(
-        self, call: Call, key: int, values: _Values
+        self, call: Call, key: int, values: Values
     ) -> list[Record] | None:
         if key not in self._data.tasks:
             return None
@@ -287,7 +293,7 @@ class NeuroscoutService:
             call, 0, {**values, "run_id": self._data.runs_of(task=key)}
         )
 
-    def _predictors(self, call: Call, _: int, values: _Values) -> list[Record]:
+    def _predictors(self, call: Call, _: int, values: Values) -> list[Record]:
         found: Iterable[Predictor] = self._data.predictors.values()
         if "run_id" in values:
             found = [p for p in found if not p.runs.isdisjoint(values["run_id"])]
@@ -308,20 +314,34 @@ class NeuroscoutService:
             FIRST_PREDICTORS,
         )
 
-    def _predictor(self, _: Call, key: int, __: _Values) -> Record | None:
+    def _predictor(self, _: Call, key: int, __: Values) -> Record | None:
         found = self._data.predictors.get(key)
         return found.record if found else None
 
-    def _analyses(self, _: Call, __: int, values: _Values) -> list[Record]:
-        return [
-            analysis
-            for analysis in _ANALYSES
-            if "name" not in values or analysis["name"] in values["name"]
-            if "dataset_id" not in values
-            or analysis["dataset_id"] in values["dataset_id"]
-        ]
+    def _profile(self, call: Call, _: int, __: Values) -> Record:
+        return self.users.caller(call).profile
 
-    def _predictor_events(self, call: Call, _: int, values: _Values) -> bytes:
+    def _own_predictors(self, call: Call, _: int, values: Values) -> list[Record]:
+        caller = self.users.caller(call)
+        found = [
+            p
+            for p in self._data.predictors.values()
+            if p.owner == caller.id
+            if "run_id" not in values or not p.runs.isdisjoint(values["run_id"])
+        ]
+        if values.get("newest", True):
+            by_age = sorted(found, key=lambda p: int(p.record["id"]))
+            found = list({p.record["name"]: p for p in by_age}.values())
+        return self._shuffled(
+            call,
+            (
+                p.record
+                for p in found
+                if "name" not in values or p.record["name"] in values["name"]
+            ),
+        )
+
+    def _predictor_events(self, call: Call, _: int, values: Values) -> bytes:
         random = generator(self._seed, "order", sorted(call.pairs()))
         pairs = self._pairs(values["predictor_id"], values.get("run_id"))
         # Raw predictors come first; beyond that the order is the database's.
@@ -366,8 +386,8 @@ class NeuroscoutService:
             rows += [a + middle + b for a, b in zip(left, right, strict=True)]
         # By the place in the run, give or take a few rows: the runs are interleaved in
         # short segments, and onsets go back and forth, as in recorded answers.
-        each = self._data.events_per_run(predictor)
-        place = np.tile(np.arange(each, dtype=np.float64), len(runs))
+        each = [self._data.events_per_run(predictor, run) for run in runs]
+        place = np.concatenate([np.empty(0), *map(np.arange, each)])
         order = np.argsort(place + 8 * random.random(len(rows)), kind="stable")
         return [rows[k] for k in order.tolist()]
 
@@ -397,127 +417,3 @@ class NeuroscoutService:
                 uniforms(self._seed, call.path, asked, record["id"]),
             ),
         )
-
-
-def _route(
-    path: str,
-    answer: Callable[[Call, int, _Values], Any],
-    parameters: Mapping[str, _Kind] | None = None,
-    required: frozenset[str] = frozenset(),
-) -> _Route:
-    digits = path.replace("ID", r"(?P<id>\d+)")
-    pattern = re.compile(digits if "ID" in path else f"{path}(?P<id>)")
-    return _Route(pattern, answer, parameters, required)
-
-
-def _parameters(route: _Route, pairs: Sequence[tuple[str, str]]) -> _Values:
-    """The parameters of a request, converted.
-
-    Raises
-    ------
-    _InvalidError
-        With the fields and their messages, as the service words them.
-    """
-    declared = route.parameters
-    if declared is None:
-        return {}
-    sent: dict[str, str] = {}
-    for name, text in pairs:
-        sent.setdefault(name, text)  # the first value wins, the rest is not looked at
-    values: _Values = {}
-    errors: dict[str, Any] = {
-        name: ["Missing data for required field."] for name in route.required - {*sent}
-    }
-    for name, text in sent.items():
-        if name not in declared:
-            errors[name] = ["Unknown field."]
-            continue
-        try:
-            values[name] = _convert(declared[name], text)
-        except _InvalidError as error:
-            errors[name] = error.args[0]
-    if errors:
-        raise _InvalidError(errors)
-    return values
-
-
-def _convert(kind: _Kind, text: str) -> Any:
-    match kind:
-        case "str":
-            return text
-        case "bool":
-            if text in _TRUTHY or text in _FALSY:
-                return text in _TRUTHY
-            raise _InvalidError(["Not a valid boolean."])
-        case "int":
-            return _whole(text)
-    values: list[Any] = []
-    errors: dict[str, Any] = {}
-    for index, part in enumerate(text.split(",")):
-        try:
-            values.append(_ITEM[kind](part))
-        except _InvalidError as error:
-            errors[str(index)] = error.args[0]
-    if errors:
-        raise _InvalidError(errors)
-    return values
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise _InvalidError(["Not a valid integer."]) from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise _InvalidError(["Not a valid number."]) from None
-
-
-def _text(text: str) -> str:
-    if not text:
-        raise _InvalidError(["Field may not be empty."])
-    return text
-
-
-_ITEM: Mapping[_Kind, Callable[[str], Any]] = {
-    "ints": _whole,
-    "number list": _number,
-    "strs": _text,
-}
-
-
-def _json(call: Call, value: Any, *, status: int = 200) -> Answer:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return _compressed(call, status, text.encode("ascii") + b"\n", "application/json")
-
-
-def _page(call: Call, status: int, reason: str) -> Answer:
-    """A page of the proxy's own."""
-    body = (
-        f"<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n"
-        f"<center><h1>{status} {reason}</h1></center>\r\n"
-        "<hr><center>nginx/1.21.6</center>\r\n</body>\r\n</html>\r\n"
-    )
-    return _compressed(call, status, body.encode("ascii"), "text/html")
-
-
-def _compressed(call: Call, status: int, body: bytes, content_type: str) -> Answer:
-    headers = {
-        "Access-Control-Allow-Origin": "*",
-        "Content-Type": content_type,
-        "Server": "nginx/1.21.6",
-        "Vary": "Accept-Encoding",
-    }
-    if not call.accepts_gzip:
-        return Answer(status=status, body=body, headers=headers)
-    return Answer(
-        status=status,
-        # No time in the stream: the same request gets the same bytes.
-        body=gzip.compress(body, compresslevel=6, mtime=0),
-        headers={**headers, "Content-Encoding": "gzip"},
-        framing="chunked",
-    )

@@ -8,8 +8,8 @@ scale. Everything else is drawn from the seed. The scale multiplies the events o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -213,6 +213,10 @@ class Predictor:
     """What its events look like."""
     runs: frozenset[int]
     """The runs it has events for."""
+    owner: int | None = None
+    """The account that has uploaded it."""
+    uploaded: Mapping[int, Track] | None = None
+    """Its events by run, where somebody has uploaded them."""
 
     @property
     def is_raw(self) -> bool:
@@ -239,12 +243,17 @@ class Stimulus:
     path: str
 
 
+# Private predictors by the id of the account that they belong to.
+_OWNERS = {41002: 3, 41003: 1, 41004: 1}
+
+
 class Catalogue:
     """All of Neuroscout's content for one seed and scale."""
 
     def __init__(self, *, seed: int, scale: float) -> None:
         self._seed = seed
         self._scale = scale
+        self._uploads = 0
         self.runs = {record["id"]: record for record in _make_runs()}
         self.tasks = {row[0]: self._task(row) for row in _TASKS}
         self.datasets = {row[0]: self._dataset(row) for row in _DATASETS}
@@ -314,6 +323,12 @@ class Catalogue:
         yield self._predictor(12600, 5, by_name["rms"])
         yield self._predictor(41001, 28, by_name["vibrance"], active=False)
         yield self._predictor(41002, 30, by_name["brightness"], private=True)
+        # What the archive's user has uploaded: a name of its own, and a name that a
+        # public predictor has too.
+        mine = replace(by_name["numletters"], name="my_ratings", events=40)
+        yield self._predictor(41003, 5, mine, private=True)
+        same = replace(by_name["concreteness"], events=40)
+        yield self._predictor(41004, 5, same, private=True)
 
     def _predictor(
         self,
@@ -370,6 +385,7 @@ class Catalogue:
             record=record,
             active=active,
             kind=kind,
+            owner=_OWNERS.get(predictor),
             runs=frozenset(
                 run
                 for run in self.runs_of(dataset=dataset)
@@ -385,9 +401,46 @@ class Catalogue:
         is_spotty = kind.rhythm == "scans" and kind.name != "FramewiseDisplacement"
         return not is_spotty or uniforms(self._seed, "lack", predictor, run)[0] >= 0.03
 
-    def events_per_run(self, predictor: Predictor) -> int:
-        """How many events each run of *predictor* has."""
+    def events_per_run(self, predictor: Predictor, run: int | None = None) -> int:
+        """How many events each run of *predictor* has; uploads differ by the run."""
+        if predictor.uploaded is not None:
+            return 0 if run is None else len(predictor.uploaded[run].onset)
         return max(2, round(predictor.kind.events * self._scale))
+
+    def upload(
+        self, name: str, owner: int, dataset: int, source: str, tracks: dict[int, Track]
+    ) -> Record:
+        """The record of a new predictor with these events, private to its owner."""
+        self._uploads += 1
+        predictor = 50_000 + self._uploads
+        record: Record = {
+            "dataset_id": dataset,
+            "description": None,
+            "id": predictor,
+            "max": None,
+            "mean": None,
+            "min": None,
+            "name": name,
+            "num_na": None,
+            "private": True,
+            "source": source,
+        }
+        kind = _Kind(name, None, None, None, "trials", "text", 0)
+        self.predictors[predictor] = Predictor(
+            record=record,
+            active=True,
+            kind=kind,
+            runs=frozenset(tracks),
+            owner=owner,
+            uploaded=tracks,
+        )
+        return record
+
+    def is_settled(self, path: str) -> bool:
+        """Whether an answer stays the same, whatever is uploaded."""
+        return not path.startswith(("/predictors/", "/predictor-events")) or (
+            not self._uploads
+        )
 
     def stimulus(self, run: int) -> Stimulus:
         """What was shown in *run*; one film for all runs of a task and number."""
@@ -407,6 +460,8 @@ class Catalogue:
         Runs that showed the same stimulus have the same events of an extracted
         predictor; those of a raw one are its own.
         """
+        if predictor.uploaded is not None:
+            return predictor.uploaded[run]
         kind, name = predictor.kind, predictor.record["id"]
         stimulus = self.stimulus(run)
         shown = ("run", run) if predictor.is_raw else ("stimulus", stimulus.id)

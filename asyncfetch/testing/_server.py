@@ -29,7 +29,8 @@ from anyio.from_thread import BlockingPortal
 from asyncfetch.testing._answer import Answer, Call, Framing, Service
 from asyncfetch.testing._faults import Fault, FaultPlan, parse_faults
 from asyncfetch.testing._neuromorpho import NeuroMorphoService
-from asyncfetch.testing._neuroscout import NeuroscoutService
+from asyncfetch.testing._neuroscout import NeuroscoutService, NeuroVaultImages
+from asyncfetch.testing._neuroscout_users import ACCOUNTS, PASSWORD
 from asyncfetch.testing._ranges import conditional
 from asyncfetch.testing._truth import Truth
 
@@ -70,6 +71,8 @@ class Archive:
         The server, without a final slash.
     neuroscout, neuromorpho
         Base URLs, in the form that the clients take them.
+    account
+        E-mail address and password of a user of Neuroscout.
     truth
         What the archive holds, without HTTP.
     """
@@ -85,6 +88,7 @@ class Archive:
     ) -> None:
         self.url = ""  # known once the kernel has chosen a port
         self.truth = truth
+        self.account = (ACCOUNTS[0].email, PASSWORD)
         self._services = services
         self._latency = latency
         self._faults = faults
@@ -120,6 +124,11 @@ class Archive:
             return self._portal.call(lambda: tuple(self._log))
         return tuple(self._log)
 
+    @property
+    def neurovault(self) -> str:
+        """Where the images of Neuroscout's analyses are."""
+        return f"{self.url}/neurovault"
+
     def environment(self) -> dict[str, str]:
         """Environment variables that lead every client to this archive."""
         return {
@@ -134,6 +143,12 @@ class Archive:
         A scripted fault goes before a drawn one. ``Fault()`` lets a request through.
         """
         self._scripts.append((target, deque(faults)))
+
+    def pass_time(self, seconds: float) -> None:
+        """Let Neuroscout's tokens grow older by so much; a week is their life."""
+        for service in self._services:
+            if isinstance(service, NeuroscoutService):
+                service.users.passed += seconds
 
     @contextlib.contextmanager
     def read_through(self, portal: BlockingPortal) -> Iterator[None]:
@@ -241,6 +256,8 @@ class Archive:
                     path=path.removeprefix(service.prefix),
                     query=query,
                     body=body,
+                    content_type=request.headers.get("Content-Type", ""),
+                    authorization=request.headers.get("Authorization", ""),
                     accepts_gzip=accepts_gzip,
                 )
                 # For a service of a test, which adds up what it says: a hop to a thread
@@ -252,7 +269,10 @@ class Archive:
                     answer = await anyio.to_thread.run_sync(
                         service.answer, call, limiter=self._workers
                     )
-                    self._kept.put(call, answer)
+                    if answer.may_be_kept:
+                        self._kept.put(call, answer)
+                    if call.method not in ("GET", "HEAD"):
+                        self._kept = _Kept(_MAX_KEPT_BYTES)  # as the service does
                 return answer
         return Answer(
             status=404,
@@ -415,7 +435,7 @@ async def serve(
     neuromorpho = NeuroMorphoService(seed=seed, scale=scale)
     with _open_log(log) as log_file:
         archive = Archive(
-            (neuroscout, neuromorpho),
+            (neuroscout, neuromorpho, NeuroVaultImages(neuroscout.analyses)),
             Truth(neuroscout, neuromorpho),
             latency=latency,
             faults=plan,

@@ -13,6 +13,7 @@ from asyncfetch import testing
 from asyncfetch._model import Item, Request
 from asyncfetch.services import neuroscout
 from asyncfetch.testing import Fault
+from tests.conftest import look
 
 pytestmark = pytest.mark.anyio
 
@@ -341,3 +342,165 @@ async def test_the_bytes_of_production_decode_to_their_rows(archive, api):
         return (row["run_id"], row["onset"], row["value"], row["duration"] or 0)
 
     assert sorted(got, key=order) == sorted(wanted, key=order)
+
+
+# --- conveniences, and names that cannot give wrong data ------------------------------
+
+
+async def test_columns_come_in_the_order_of_the_existing_client(api):
+    frame = await api.runs.get(dataset_id=10, output_type="df")
+    names = (
+        "acquisition dataset_id duration id number session subject task task_name "
+        "dataset_name extra"
+    )
+    assert list(frame.columns) == names.split()
+    assert set(frame["dataset_name"]) == {"raiders"}
+    assert frame["number"].dtype == "Int64"
+    frame = await api.predictors.get(run_id=1581, output_type="df")
+    names = (
+        "dataset_id description extracted_feature id max mean min name num_na private "
+        "source dataset_name extra"
+    )
+    assert list(frame.columns) == names.split()
+    frame = await api.tasks.get(dataset_name="Sherlock_Merlin", output_type="df")
+    assert set(frame["dataset_name"]) == {"SherlockMerlin"}
+    assert set(frame["name"]) == {"MerlinMovie", "SherlockMovie"}
+
+
+async def test_names_of_datasets_are_joined_by_one_request(archive, api):
+    await api.runs.get(output_type="df")
+    assert targets(archive) == ["/runs", "/datasets?active_only=false"]
+    frame = await api.runs.get(run_id=[], output_type="df")
+    assert len(frame) == 0
+    assert len(targets(archive)) == 2
+
+
+async def test_public_analyses_are_found_as_the_tutorial_does(api):
+    last = (await api.analyses.get(name="speech"))[-1]
+    assert last == {
+        "dataset_id": 30,
+        "description": None,
+        "hash_id": "52546",
+        "modified_at": "2021-10-07T21:1",
+        "name": "speech",
+        "nv_count": 0,
+        "status": "PASSED",
+        "user": "adelavega",
+    }
+    (one,) = await api.analyses.get(name="speech", dataset_name="SherlockMerlin")
+    assert one["hash_id"] == "k2m7p"
+    frame = await api.analyses.get(dataset_name=["Budapest", "Life"], output_type="df")
+    assert set(frame["dataset_name"]) == {"Budapest", "Life"}
+    assert list(frame.columns)[:9] == [*last, "dataset_name"]
+    assert (await api.analyses.get("52546"))["predictors"] == [40344]
+    with pytest.raises(asyncfetch.NotFound, match="no analyses 'zzzzz'"):
+        await api.analyses.get("zzzzz")
+
+
+@pytest.mark.parametrize("kind", [list, tuple, set, frozenset, "array", "series"])
+async def test_whatever_holds_several_works_as_a_list(archive, api, kind):
+    import numpy as np
+    import pandas as pd
+
+    kind = {"array": np.array, "series": pd.Series}.get(kind, kind)
+    runs = await api.runs.get(run_id=kind([117, 118]))
+    assert [one["id"] for one in runs] == [117, 118]
+    found = await api.predictors.get(name=kind(["speech", "rms"]), dataset_id=5)
+    assert {one["name"] for one in found} == {"speech", "rms"}
+
+
+async def test_several_datasets_are_kept_apart(archive, api):
+    frame = await api.predictor_events.get(
+        predictor_name="speech", dataset_name=["SherlockMerlin", "Life"],
+        output_type="df",
+    )  # fmt: skip
+    pairs = set(zip(frame["dataset_name"], frame["predictor_id"], strict=True))
+    assert pairs == {("SherlockMerlin", 12725), ("Life", 12905)}
+    assert len(frame) == archive.truth.count_events([12725, 12905])
+
+
+async def test_a_name_that_one_of_several_datasets_lacks_is_said(archive, api):
+    with pytest.raises(asyncfetch.NotFound, match=r"SherlockMerlin has no .*'nope'"):
+        await api.predictor_events.get(
+            predictor_name=["speech", "nope"], dataset_name=["SherlockMerlin", "Life"]
+        )
+
+
+async def test_a_title_stands_for_its_dataset_with_one_notice(api, caplog):
+    await api.runs.get(dataset_name="Sherlock_Merlin")
+    (notice,) = caplog.messages
+    assert "'Sherlock_Merlin': taken for 'SherlockMerlin'" in notice
+
+
+async def test_a_title_of_several_datasets_names_them(archive, api):
+    same = [
+        {"id": n, "name": name, "active": True, "description": {"Name": "Film"}}
+        for n, name in ((1, "a"), (2, "b"))
+    ]
+    archive.script("/datasets", [Fault(body=json.dumps(same).encode())])
+    with pytest.raises(asyncfetch.ConfigurationError, match=r"a \(id 1\), b \(id 2\)"):
+        await api.runs.get(dataset_name="Film")
+
+
+async def test_predictors_are_not_hidden_by_uploads_or_other_datasets(api):
+    (one,) = await api.predictors.get(name="brightness", dataset_name="Budapest")
+    assert not one["private"]
+    assert await api.predictors.get(name="brightness", dataset_id=30, newest=True) == []
+    found = await api.predictors.get(name="speech")
+    assert len({one["dataset_id"] for one in found}) == len(found) == 6
+    (one,) = await api.predictors.get(name="rms", dataset_id=5)
+    assert one["id"] == 12726
+    both = await api.predictors.get(name="rms", dataset_id=5, newest=False)
+    assert {one["id"] for one in both} == {12726, 12600}
+
+
+async def test_many_ids_are_not_asked_one_by_one(archive, api):
+    ids = list(range(12720, 12740))
+    table = await api.predictor_events.get(
+        predictor_id=ids, dataset_id=5, task_name="MerlinMovie", output_type="arrow"
+    )
+    runs = {one["id"] for one in archive.truth.runs(task=4)}
+    assert table.num_rows == archive.truth.count_events(ids, runs)
+    lists = [one for one in targets(archive) if not one.startswith("/predictor-e")]
+    assert len(lists) == 3
+
+
+async def test_stimulus_timing_adds_its_columns(archive, api):
+    runs = [236, 240]
+    for output_type in ("arrow", "df"):
+        rows = await api.predictor_events.get(
+            predictor_id=12905, run_id=runs, stimulus_timing=True,
+            output_type=output_type,
+        )  # fmt: skip
+        names = list(rows.schema.names if output_type == "arrow" else rows.columns)
+        assert names[:14] == neuroscout._EVENTS.names
+        assert names[14:] == ["stimulus_onset", "stimulus_duration", "stimulus_path"]
+    truth = archive.truth.events(12905, runs, stimulus_timing=True)
+    wanted = {(e["run_id"], e["onset"], e["stimulus_path"]) for e in truth}
+    got = set(zip(rows["run_id"], rows["onset"], rows["stimulus_path"], strict=True))
+    assert got == wanted
+    assert set(rows["stimulus_onset"]) == {10.0}
+    assert rows["stimulus_id"].notna().all()
+    raw = await api.predictor_events.get(
+        predictor_name="X", dataset_name="Life", stimulus_timing=True, output_type="df"
+    )
+    assert raw["stimulus_path"].isna().all()
+    without = await api.predictor_events.get(
+        predictor_id=12905, run_id=runs, stimulus_timing=False
+    )
+    assert "stimulus_id" not in without[0]
+
+
+async def test_pairs_without_events_are_in_the_items(archive, api, tmp_path):
+    plan = api.predictor_events.plan(
+        predictor_name="vibrance", dataset_name="SherlockMerlin"
+    )
+    report = await asyncfetch.download(plan, tmp_path / "d")
+    items = await look(lambda: asyncfetch.open_dataset(tmp_path / "d").items)
+    silent = [
+        run
+        for text in items["detail"].cast(pa.string()).to_pylist()
+        for run in json.loads(text).get("runs_without_events", [])
+    ]
+    assert set(silent) == {one["id"] for one in archive.truth.runs(task=45)}
+    assert report.rows
