@@ -26,6 +26,7 @@ from asyncfetch.errors import (
 )
 
 if TYPE_CHECKING:
+    from asyncfetch import sync
     from asyncfetch._compact import Compaction, compact
     from asyncfetch._dataset import View, open_dataset
     from asyncfetch._engine import download
@@ -55,6 +56,7 @@ __all__ = [
     "compact",
     "download",
     "open_dataset",
+    "sync",
 ]
 
 _LAZY = {
@@ -72,6 +74,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "sync":
+        return import_module("asyncfetch.sync")
     try:
         module = _LAZY[name]
     except KeyError:

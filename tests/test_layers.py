@@ -98,6 +98,7 @@ ALLOWED = {
         "services",
         "testing",
     },
+    "sync": {"_engine", "_model", "errors", "services"},
     "__main__": {"_cli"},
     "__init__": {
         "_compact",
@@ -107,6 +108,7 @@ ALLOWED = {
         "_version",
         "errors",
         "services",
+        "sync",
     },
 }
 
