@@ -20,7 +20,14 @@ import logging
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
@@ -748,6 +755,27 @@ async def collect(
             if plan.limit is None:
                 note_shortfall(plan, rows, [done[n].detail for n in sorted(done)])
     return [done[n] for n in sorted(done)]
+
+
+async def side_by_side(
+    calls: Sequence[Callable[[], Awaitable[T]]], *, at_once: int
+) -> list[T]:
+    """What *calls* give, in their order; *at_once* of them go on at a time.
+
+    The first that fails cancels the others, and its error is raised as itself.
+    """
+    found: dict[int, T] = {}
+    todo = iter(enumerate(calls))
+
+    async def work() -> None:
+        for place, call in todo:
+            found[place] = await call()
+
+    with _lone_error_as_itself():
+        async with anyio.create_task_group() as group:
+            for _ in range(min(at_once, len(calls))):
+                group.start_soon(work)
+    return [found[place] for place in range(len(calls))]
 
 
 class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
