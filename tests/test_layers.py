@@ -78,6 +78,7 @@ ALLOWED = {
         "_engine",
         "_exchange",
         "_model",
+        "_threads",  # files that single calls read and write
         "errors",
         "services",
         "swc",

@@ -12,11 +12,14 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asyncfetch._decode import records_at
+import pandas as pd
+import pyarrow as pa
+
+from asyncfetch._decode import EXTRA, records_at
 from asyncfetch._model import Ask, Json, Request
 from asyncfetch.errors import ConfigurationError, NotFound
 from asyncfetch.services._paging import target
-from asyncfetch.services._table import Filter, close
+from asyncfetch.services._table import Filter, Table, close, to_pandas
 
 Record = dict[str, Any]
 Resolving = Generator[Ask, tuple[Any, ...], Any]
@@ -291,3 +294,21 @@ def fitting(ids: Sequence[int], kept: int) -> Iterator[list[int]]:
         room -= width
     if batch:
         yield batch
+
+
+class OfDataset(Table):
+    """A table whose rows belong to data sets: a DataFrame has their names as well."""
+
+    async def _frame(self, table: pa.Table) -> pd.DataFrame:
+        frame = to_pandas(table)
+        # All of them by one request, and not each by its id.
+        found: list[Record] = []
+        if table.num_rows:
+            found = await self.client.table("datasets").get(active_only=False)
+        names = {one["id"]: one["name"] for one in found}
+        ids = table["dataset_id"].to_pylist()
+        column = pa.array([names.get(one) for one in ids], pa.string()).to_pandas()
+        # Behind the columns of a list, before those of a single record and the unknown.
+        later = "created_at" if "created_at" in frame else EXTRA
+        frame.insert(list(frame.columns).index(later), "dataset_name", column)
+        return frame

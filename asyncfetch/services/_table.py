@@ -84,17 +84,17 @@ class Filter:
         ConfigurationError
             It is of another type.
         """
-        members = _members(value)
-        if self.many or (self.or_many and len(members) != 1):
-            found = list(dict.fromkeys(self._one(one) for one in members))
+        several = members(value)
+        if self.many or (self.or_many and len(several) != 1):
+            found = list(dict.fromkeys(self._one(one) for one in several))
             # The order of a set changes from run to run; that of a plan must not.
             return sorted(found) if isinstance(value, AbstractSet) else found
-        if len(members) != 1:
+        if len(several) != 1:
             raise ConfigurationError(
                 f"expected one {self.kind.__name__} for {self.name}, "
-                f"got {len(members)}: ask once for each"
+                f"got {len(several)}: ask once for each"
             )
-        one: Json = self._one(members[0])
+        one: Json = self._one(several[0])
         return one
 
     def _one(self, value: Any) -> Any:  # int, float, str or bool
@@ -131,7 +131,8 @@ def _from_text(text: str, kind: type) -> Any:
         return text
 
 
-def _members(value: Any) -> list[Any]:
+def members(value: Any) -> list[Any]:
+    """What a list, tuple, set, array or Series holds; one value as a list of it."""
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         return [value]
     if getattr(value, "ndim", 1) == 0:  # one of numpy's, in an array of no dimension

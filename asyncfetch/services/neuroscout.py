@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 
 import msgspec
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,6 +29,7 @@ from asyncfetch._decode import (
     records_at,
     repeated,
 )
+from asyncfetch._exchange import Exchange
 from asyncfetch._model import (
     Block,
     Decoded,
@@ -41,7 +41,9 @@ from asyncfetch._model import (
     Source,
 )
 from asyncfetch.errors import ConfigurationError, DecodeError, NotFound
+from asyncfetch.services._analyses import Analyses
 from asyncfetch.services._calls import call, login
+from asyncfetch.services._collections import Predictors
 from asyncfetch.services._paging import segment
 from asyncfetch.services._scope import (
     BY_ID,
@@ -49,6 +51,7 @@ from asyncfetch.services._scope import (
     ENTITIES,
     MAX_TARGET,
     SCOPE,
+    OfDataset,
     Record,
     Resolving,
     Scope,
@@ -72,7 +75,6 @@ from asyncfetch.services._table import (
     Table,
     close,
     column,
-    to_pandas,
 )
 
 # A few ten thousand rows an answer: each costs the server 20 to 40 µs a row on one of
@@ -923,24 +925,6 @@ def _by_hash(key: Any) -> Request:
     return request_for(f"/analyses/{segment(str(key))}")
 
 
-class _OfDataset(Table):
-    """A table whose rows belong to data sets: a DataFrame has their names as well."""
-
-    async def _frame(self, table: pa.Table) -> pd.DataFrame:
-        frame = to_pandas(table)
-        # All of them by one request, and not each by its id.
-        found: list[Record] = []
-        if table.num_rows:
-            found = await self.client.table("datasets").get(active_only=False)
-        names = {one["id"]: one["name"] for one in found}
-        ids = table["dataset_id"].to_pylist()
-        column = pa.array([names.get(one) for one in ids], pa.string()).to_pandas()
-        # Behind the columns of a list, before those of a single record and the unknown.
-        later = "created_at" if "created_at" in frame else EXTRA
-        frame.insert(list(frame.columns).index(later), "dataset_name", column)
-        return frame
-
-
 class _EventsTable(Table):
     """Predictor events, by the names of the logged-in user's predictors as well."""
 
@@ -984,6 +968,10 @@ class User(Table):
         return records_at(await call(self.client, "/user/collections"), ())
 
 
+# Files behind a proxy, of a small archive that says nothing of limits.
+_NEUROVAULT = Limits(concurrency=4)
+
+
 class Neuroscout(Client):
     """https://neuroscout.org: naturalistic fMRI data sets and their predictors.
 
@@ -993,6 +981,8 @@ class Neuroscout(Client):
         Of an account at the service, for one's own analyses and predictors. Everything
         public is open without. The service is asked for a token when one is first
         needed, and again before that one expires.
+    neurovault_url
+        Where images of analyses are got from.
     **options
         As :class:`~asyncfetch.services._table.Client` takes them: ``base_url``,
         ``limits``, ``timeout``, ``item_timeout``, ``user_agent``, ``contact``,
@@ -1009,15 +999,33 @@ class Neuroscout(Client):
     datasets: Table
     tasks: Table
     runs: Table
-    predictors: Table
+    predictors: Predictors
     predictor_events: Table
-    analyses: Table
+    analyses: Analyses
     user: User
 
     def __init__(
-        self, email: str | None = None, password: str | None = None, **options: Any
+        self,
+        email: str | None = None,
+        password: str | None = None,
+        *,
+        neurovault_url: str = "https://neurovault.org",
+        **options: Any,
     ) -> None:
         super().__init__(auth=login(email, password), **options)
+        # Where images of analyses are; the user's limits are meant for Neuroscout.
+        others = {k: v for k, v in options.items() if k not in ("base_url", "limits")}
+        others.pop("tls_compat", None)
+        self.neurovault = Exchange(
+            neurovault_url, default=_NEUROVAULT, limits=Limits(), **others
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections. The client may be used again afterwards."""
+        try:
+            await super().aclose()
+        finally:
+            await self.neurovault.aclose()
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:
@@ -1057,7 +1065,7 @@ class Neuroscout(Client):
             filters=(*DATASETS, Filter(name="name", kind=str, doc="exact name")),
             schema=_TASKS,
             row_key="id",
-            table=_OfDataset,
+            table=OfDataset,
             source=lambda filters: _OfDatasets(
                 schema=_TASKS, path="/tasks", filters=filters
             ),
@@ -1070,7 +1078,7 @@ class Neuroscout(Client):
             filters=(*SCOPE, _ACTIVE),
             schema=_RUNS,
             row_key="id",
-            table=_OfDataset,
+            table=OfDataset,
             source=lambda filters: _Runs(schema=_RUNS, path="/runs", filters=filters),
             one=_by_id("/runs"),
         ),
@@ -1091,7 +1099,7 @@ class Neuroscout(Client):
             ),
             schema=_PREDICTORS,
             row_key="id",
-            table=_OfDataset,
+            table=Predictors,
             source=lambda filters: _Predictors(
                 schema=_PREDICTORS, path="/predictors", filters=filters
             ),
@@ -1125,7 +1133,7 @@ class Neuroscout(Client):
             filters=(*DATASETS, Filter(name="name", kind=str, many=True)),
             schema=_ANALYSES,
             row_key="hash_id",
-            table=_OfDataset,
+            table=Analyses,
             source=lambda filters: _OfDatasets(
                 schema=_ANALYSES, path="/analyses", filters=filters, row_key="hash_id"
             ),
