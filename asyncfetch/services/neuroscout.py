@@ -9,16 +9,19 @@ because the server keeps answers by the text of their query.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from asyncfetch import _engine
 from asyncfetch._decode import (
     EXTRA,
     JSON,
@@ -40,10 +43,20 @@ from asyncfetch._model import (
     Request,
     Source,
 )
+from asyncfetch._threads import in_thread
 from asyncfetch.errors import ConfigurationError, DecodeError, NotFound
-from asyncfetch.services._analyses import Analyses
+from asyncfetch.services._analyses import Analyses, optional
 from asyncfetch.services._calls import call, login
 from asyncfetch.services._collections import Predictors
+from asyncfetch.services._design import (
+    RunInfo,
+    collection_of,
+    numeric,
+    rescaled,
+    runs_by_id,
+    wide,
+    write_events,
+)
 from asyncfetch.services._paging import segment
 from asyncfetch.services._scope import (
     BY_ID,
@@ -75,6 +88,8 @@ from asyncfetch.services._table import (
     Table,
     close,
     column,
+    members,
+    to_pandas,
 )
 
 # A few ten thousand rows an answer: each costs the server 20 to 40 µs a row on one of
@@ -1026,6 +1041,115 @@ class Neuroscout(Client):
             await super().aclose()
         finally:
             await self.neurovault.aclose()
+
+    async def fetch_predictors(
+        self,
+        predictor_names: Sequence[str] | str,
+        dataset_name: str,
+        *,
+        return_type: Literal["df", "collection"] = "df",
+        rescale: bool = False,
+        resample: bool = True,
+        **entities: Any,
+    ) -> Any:
+        """Predictors side by side: a column for each, a row for each scan.
+
+        Parameters
+        ----------
+        return_type
+            ``df``: a DataFrame with ``onset``, ``duration``, the predictors, and then
+            ``run_id``, ``task`` and the entities that runs have. ``collection``: a
+            ``BIDSRunVariableCollection``, for which pybids is needed.
+        rescale
+            To mean 0 and standard deviation 1, over all events of a predictor.
+        resample
+            To one row a scan of the run's task, by the arithmetic of pybids, each run
+            by itself. A missing value (``n/a``) counts as no event. Otherwise there is
+            a row for each event.
+        **entities
+            Which runs: ``task_name``, ``subject``, ``session``, ``run``,
+            ``acquisition``, ``run_id``.
+
+        Raises
+        ------
+        ConfigurationError
+            A predictor holds words, or cannot be rescaled or resampled.
+        """
+        if return_type not in ("df", "collection"):
+            raise ConfigurationError(
+                f"expected return_type df or collection, got {return_type!r}"
+            )
+        names = list(dict.fromkeys(members(predictor_names)))
+        if return_type == "collection":
+            optional("bids.variables", "return_type='collection'", extra="bids")
+        scope = {"dataset_name": dataset_name, **entities}
+        events, runs = await self._events_and_runs(names, scope)
+
+        def table() -> Any:
+            frame = numeric(to_pandas(events))
+            if return_type == "collection":
+                return collection_of(
+                    frame, names, runs, rescale=rescale, resample=resample
+                )
+            frame = rescaled(frame) if rescale else frame
+            return wide(frame, names, runs, resample=resample)
+
+        return await in_thread(table)
+
+    async def export_events(
+        self,
+        dest: str | Path,
+        predictor_names: Sequence[str] | str,
+        dataset_name: str,
+        **entities: Any,
+    ) -> list[Path]:
+        """Write events as BIDS has them: ``sub-…/func/sub-…_events.tsv``, one a run.
+
+        ``n/a`` stands for what is missing. Beside them is a JSON file for each task
+        with descriptions of the columns, and the words of those that hold words.
+
+        Parameters
+        ----------
+        dest
+            The folder of the data set; files there are replaced.
+        **entities
+            Which runs, as for :meth:`fetch_predictors`.
+
+        Returns
+        -------
+        list of Path
+            The events files.
+        """
+        names = list(dict.fromkeys(members(predictor_names)))
+        scope = {"dataset_name": dataset_name, **entities}
+        events, runs = await self._events_and_runs(names, scope)
+        ids = {*events["predictor_id"].to_pylist()}
+        found = await _engine.side_by_side(
+            [partial(self.predictors.get, one) for one in sorted(ids)], at_once=4
+        )
+        about = {one["name"]: one["description"] for one in found}
+        return await in_thread(
+            lambda: write_events(Path(dest), [events], names, runs, about)
+        )
+
+    async def _events_and_runs(
+        self, names: list[str], scope: Mapping[str, Any]
+    ) -> tuple[pa.Table, dict[int, RunInfo]]:
+        """Events by names, and what is known of their runs; asked side by side."""
+        if not names:
+            raise ConfigurationError("expected predictor_names, got none")
+        calls: list[Callable[[], Awaitable[Any]]] = [
+            partial(
+                self.predictor_events.get,
+                output_type="arrow",
+                predictor_name=names,
+                **scope,
+            ),
+            partial(self.runs.get, **scope),
+            self.tasks.get,
+        ]
+        events, runs, tasks = await _engine.side_by_side(calls, at_once=len(calls))
+        return events, runs_by_id(runs, tasks)
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:
