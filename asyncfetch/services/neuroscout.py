@@ -57,6 +57,7 @@ from asyncfetch.services._design import (
     wide,
     write_events,
 )
+from asyncfetch.services._images import fetch, installed, paths_in
 from asyncfetch.services._paging import segment
 from asyncfetch.services._scope import (
     BY_ID,
@@ -1130,6 +1131,81 @@ class Neuroscout(Client):
         about = {one["name"]: one["description"] for one in found}
         return await in_thread(
             lambda: write_events(Path(dest), [events], names, runs, about)
+        )
+
+    async def fetch_images(
+        self,
+        dataset_name: str,
+        data_dir: str | Path,
+        *,
+        no_get: bool = False,
+        datalad_jobs: int | str = "auto",
+        preproc_address: str | None = None,
+        fetch_json: bool = False,
+        fetch_brain_mask: bool = False,
+        **entities: Any,
+    ) -> tuple[Path, list[Path]]:
+        """Install a data set with DataLad and get its preprocessed images.
+
+        Parameters
+        ----------
+        data_dir
+            Where data sets are, each in a folder of its name.
+        no_get
+            Only find what is there already.
+        preproc_address
+            Where the data set is installed from, if not from where the service says.
+        **entities
+            Which images: ``subject``, ``session``, ``task``, ``run``, … of pybids.
+
+        Returns
+        -------
+        tuple
+            The folder of preprocessed files, and the files.
+        """
+        record: Record | None = None
+        if preproc_address is None:
+            record = await self.analyses.dataset(dataset_name)
+            preproc_address = record["preproc_address"]
+            if not preproc_address:
+                raise NotFound(f"{dataset_name} has no preprocessed images")
+        folder = segment(dataset_name if record is None else record["name"])
+        dataset_dir = Path(data_dir) / folder
+        found = await self.install_dataset(dataset_dir, preproc_address, no_get=no_get)
+        paths = await self.get_paths(
+            found,
+            fetch_json=fetch_json,
+            fetch_brain_mask=fetch_brain_mask,
+            **entities,
+        )
+        if not no_get:
+            await in_thread(lambda: fetch(paths, dataset_dir, datalad_jobs))
+        return found, paths
+
+    async def install_dataset(
+        self, dataset_dir: str | Path, preproc_address: str, *, no_get: bool = False
+    ) -> Path:
+        """The folder of preprocessed files, its data set installed if it is not."""
+        return await in_thread(
+            lambda: installed(Path(dataset_dir), preproc_address, no_get=no_get)
+        )
+
+    async def get_paths(
+        self,
+        preproc_dir: str | Path,
+        *,
+        fetch_json: bool = False,
+        fetch_brain_mask: bool = False,
+        **entities: Any,
+    ) -> list[Path]:
+        """Preprocessed images below a folder that match the *entities* of pybids."""
+        return await in_thread(
+            lambda: paths_in(
+                Path(preproc_dir),
+                fetch_json=fetch_json,
+                fetch_brain_mask=fetch_brain_mask,
+                entities=entities,
+            )
         )
 
     async def _events_and_runs(
