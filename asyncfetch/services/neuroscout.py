@@ -518,12 +518,18 @@ class _Events:
             scope.datasets = [one for one in datasets if one["id"] in named]
         else:
             scope.datasets = _datasets_of(candidates, datasets, filters)
-        if runs is None:
-            runs = yield from asked_list(*runs_requests(scope, filters))
-        runs = wanted_runs(runs, scope, filters)
+        doubtful = self._tasks_in_doubt(candidates, scope)
+        listing = {task: self._task_request(task, scope) for task in doubtful}
+        asking = runs_requests(scope, filters) if runs is None else []
+        # Side by side: what is in doubt is known before the runs are.
+        answers = yield from asked(*asking, *listing.values())
+        for answer in answers[: len(asking)]:
+            runs = [*(runs or ()), *records_at(answer, ())]
+        runs = wanted_runs(runs or (), scope, filters)
         if not runs:
             raise NotFound(f"neuroscout has no run with {in_words(filters)}")
-        picks = yield from self._picks(candidates, runs, scope)
+        lists = dict(zip(listing, answers[len(asking) :], strict=True))
+        picks = yield from self._picks(candidates, runs, scope, lists)
         names = {d["id"]: d["name"] for d in datasets}
         return {
             "next": 0,
@@ -595,8 +601,40 @@ class _Events:
             runs = [run for run in runs if run["id"] in run_ids]
         return datasets, candidates, runs
 
+    def _tasks_in_doubt(
+        self, candidates: list[Record] | None, scope: Scope
+    ) -> list[int]:
+        """Tasks whose own lists are needed, as far as that is known by now.
+
+        Where all predictors are wanted, or several bear one name, or none bears one.
+        """
+        if "predictor_id" in self.filters or not scope.datasets:
+            return []
+        wanted = {
+            (dataset["id"], name)
+            for dataset in scope.datasets
+            for name in self.filters.get("predictor_name", ())
+        }
+        found = [(c["dataset_id"], c["name"]) for c in candidates or ()]
+        if wanted and all(found.count(key) == 1 for key in wanted):
+            return []
+        return sorted(
+            task["id"]
+            for dataset in scope.datasets
+            for task in dataset.get("tasks") or ()
+            if scope.tasks is None or task["id"] in scope.tasks
+        )
+
+    def _task_request(self, task: int, scope: Scope) -> Request:
+        everything = {} if scope.is_active else {"active_only": False}
+        return request_for(f"/tasks/{task}/predictors", newest=False, **everything)
+
     def _picks(
-        self, candidates: list[Record] | None, runs: list[Record], scope: Scope
+        self,
+        candidates: list[Record] | None,
+        runs: list[Record],
+        scope: Scope,
+        lists: dict[int, Any],
     ) -> Resolving:
         """The predictors to ask for, by id."""
         filters = self.filters
@@ -621,30 +659,27 @@ class _Events:
         if found and len(found) == len(set(found)) and set(found) == wanted:
             picks = [_pick(one, tasks_of) for one in candidates]
             return sorted(picks, key=attrgetter("id"))
-        return (yield from self._picks_of_tasks(wanted, tasks_of, scope))
+        return (yield from self._picks_of_tasks(wanted, tasks_of, scope, lists))
 
     def _picks_of_tasks(
         self,
         wanted: set[tuple[int, str]],
         tasks_of: Mapping[int, set[int]],
         scope: Scope,
+        lists: dict[int, Any],
     ) -> Resolving:
         """The predictors that the tasks' own lists name, by id."""
         names = self.filters.get("predictor_name")
         # All predictors, or several of one name, or a name that is not there: only the
         # tasks' own lists say which predictor belongs to which runs.
         of_task = {task: one for one, tasks in tasks_of.items() for task in tasks}
-        everything = {} if scope.is_active else {"active_only": False}
-        answers = yield from asked(
-            *(
-                request_for(f"/tasks/{task}/predictors", newest=False, **everything)
-                for task in sorted(of_task)
-            )
-        )
+        unasked = [task for task in sorted(of_task) if task not in lists]
+        answers = yield from asked(*(self._task_request(one, scope) for one in unasked))
+        lists |= dict(zip(unasked, answers, strict=True))
         picked: dict[int, _Pick] = {}
         known: set[tuple[int, str]] = set()
-        for task, answer in zip(sorted(of_task), answers, strict=True):
-            public = records_at(answer, ())
+        for task in sorted(of_task):
+            public = records_at(lists[task], ())
             known |= {(of_task[task], one["name"]) for one in public}
             for one in newest_of(public):
                 if names is None or one["name"] in names:
