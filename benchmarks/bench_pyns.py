@@ -1,0 +1,216 @@
+"""Names to DataFrames, next to pyNS: time, round trips, requests, processor time.
+
+    python -m benchmarks.bench_pyns [--python PYTHON] [--case NAME] [--quick] [--json]
+
+PYTHON is one that has pyNS and pybids; without, an environment is made for it from the
+package index. Both ask the same embedded archive, whose answers take 100 ms, for the
+runs of one film that 50 subjects have seen. Its answers are made once before, so that
+neither waits for that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+import asyncfetch
+from asyncfetch import testing
+from asyncfetch.services import neuroscout  # noqa: F401 - imports are not counted
+from asyncfetch.testing import _neuroscout_data as data
+from benchmarks._measure import measured, versions
+
+DATASET, TASK, TASK_ID = "SherlockMerlin", "MerlinMovie", 4
+SUBJECTS = 50
+LATENCY = 0.1
+NAMES = ["speech", "rms", "brightness", "numletters"]
+importlib.import_module("anyio._backends._asyncio")  # anyio.run would load it later
+with contextlib.suppress(ImportError):  # sampling is faster with it
+    import scipy.signal  # type: ignore[import-untyped]  # noqa: F401
+
+CASES: Mapping[str, dict[str, Any]] = {
+    "events of 50 runs x 4 predictors": {
+        "what": "events", "names": NAMES, "scale": 1.0, "latency": LATENCY,
+    },
+    "design table of 50 runs x 2 predictors": {
+        "what": "design", "names": ["speech", "rms"], "scale": 1.0, "latency": LATENCY,
+    },
+    "200 000 rows to a DataFrame": {
+        "what": "events", "names": ["rms"], "scale": 6.67, "latency": 0.0,
+    },
+}  # fmt: skip
+
+
+def serve(scale: float, latency: float) -> None:
+    """Run the archive with more subjects of one film, until it is told to end."""
+    made = data._make_runs  # noqa: SLF001 - the one thing that is to be another
+
+    def more() -> list[dict[str, Any]]:
+        runs = made()
+        like = next(run for run in runs if run["task"] == TASK_ID)
+        there = sum(run["task"] == TASK_ID for run in runs)
+        runs += [
+            {**like, "id": 3000 + n, "subject": f"more{n}"}
+            for n in range(SUBJECTS - there)
+        ]
+        return runs
+
+    data._make_runs = more  # noqa: SLF001
+    anyio.run(
+        lambda: testing.run(
+            port=0,
+            seed=0,
+            scale=scale,
+            latency=latency,
+            faults="",
+            log=os.environ["BENCH_LOG"],
+            on_ready=lambda archive: print(archive.neuroscout, flush=True),
+        )
+    )
+
+
+@contextlib.contextmanager
+def open_archive(scale: float, latency: float, log: Path) -> Iterator[str]:
+    """The archive's base URL; it runs in a process of its own."""
+    code = f"from benchmarks.bench_pyns import serve; serve({scale}, {latency})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BENCH_LOG": str(log)},
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def ours(url: str, what: str, names: list[str]) -> dict[str, float]:
+    """The same with asyncfetch."""
+
+    async def work() -> Any:
+        async with asyncfetch.Neuroscout(base_url=url) as api:
+            scope = {"dataset_name": DATASET, "task_name": TASK}
+            if what == "design":
+                return await api.fetch_predictors(names, **scope)
+            return await api.predictor_events.get(
+                predictor_name=names, output_type="df", **scope
+            )
+
+    return {"rows": len(anyio.run(work))}
+
+
+def theirs(python: str, url: str, what: str, names: list[str]) -> dict[str, float]:
+    """With pyNS."""
+    given = {"url": url, "what": what, "names": names, "dataset": DATASET, "task": TASK}
+    ended = subprocess.run(
+        [python, str(Path(__file__).with_name("_pyns_side.py"))],
+        input=json.dumps(given),
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        env={name: v for name, v in os.environ.items() if name != "PYTHONPATH"},
+    )
+    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+    return found
+
+
+def round_trips(log: Path, latency: float) -> dict[str, float]:
+    """Requests of the log, and how many of them had to wait for another's answer."""
+    times = sorted(json.loads(line)["t"] for line in log.read_text().splitlines())
+    waves, begun = 0, -1.0
+    for t in times:
+        if t > begun + 0.9 * latency:
+            waves, begun = waves + 1, t
+    return {"requests": len(times), "round_trips": waves if latency else len(times)}
+
+
+@contextlib.contextmanager
+def environment(python: str | None) -> Iterator[str]:
+    """A Python with pyNS and pybids."""
+    if python is not None:
+        yield python
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        made = f"{folder}/bin/python"
+        subprocess.run(
+            [made, "-m", "pip", "install", "-q", "pyns", "pybids"], check=True
+        )
+        yield made
+
+
+def compared(case: Mapping[str, Any], python: str, repeats: int) -> dict[str, Any]:
+    """Figures of one case."""
+    work = {name: case[name] for name in ("what", "names")}
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with open_archive(case["scale"], case["latency"], log) as url:
+            measured("benchmarks.bench_pyns:ours", 1, url=url, **work)
+            start = log.read_text().count("\n")
+            mine = measured("benchmarks.bench_pyns:ours", repeats, url=url, **work)
+            lines = log.read_text().splitlines()[start:]
+            each = len(lines) // repeats
+            log.write_text("\n".join(itertools.islice(lines, each)) + "\n")
+            mine |= round_trips(log, case["latency"])
+            found = theirs(python, url, **work)
+    return {
+        "ours": mine,
+        "pyns": found,
+        "time_ratio": found["wall"] / mine["wall"],
+        "cpu_ratio": (found["cpu"] / found["rows"]) / (mine["cpu"] / mine["rows"]),
+    }
+
+
+def main() -> None:
+    """Print two lines a case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", help="one that has pyNS and pybids")
+    parser.add_argument("--case", default="", help="a part of the names of cases")
+    parser.add_argument("--quick", action="store_true", help="one small repeat")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--versions", action="store_true")
+    options = parser.parse_args()
+    results: dict[str, Any] = {}
+    with environment(options.python) as python:
+        for name, case in CASES.items():
+            if options.case not in name:
+                continue
+            chosen = {**case, "scale": 0.05} if options.quick else case
+            one = compared(chosen, python, 1 if options.quick else 3)
+            results[name] = one
+            if options.json:
+                continue
+            print(
+                f"{name}: {one['time_ratio']:.1f} x less time, "
+                f"{one['cpu_ratio']:.1f} x less CPU a row"
+            )
+            for who in ("ours", "pyns"):
+                its = one[who]
+                print(
+                    f"  {who}: {its['wall']:.2f} s, {its['requests']:.0f} requests in "
+                    f"{its['round_trips']:.0f} round trips, {its['rows']:.0f} rows, "
+                    f"{1e6 * its['cpu'] / its['rows']:.2f} us CPU a row, "
+                    f"peak {its['peak_mb']:.0f} MB"
+                )
+    if options.versions:
+        results["versions"] = versions()
+    if options.json or options.versions:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
