@@ -25,6 +25,8 @@ from asyncfetch.services._scope import Record
 
 logger = logging.getLogger("asyncfetch")
 
+# Of the columns of events those that a design table is made from.
+NEEDED = ("run_id", "predictor_name", "onset", "duration", "amplitude", "value")
 # Texts that stand for a missing value, and are no words.
 _MISSING = ("n/a", "", "nan", "NaN")
 _ENTITIES = ("subject", "session", "run", "acquisition")
@@ -80,7 +82,7 @@ def numeric(events: pd.DataFrame) -> pd.DataFrame:
             f"expected predictors of numbers, got words in {said}: leave them out, and "
             "get their events by predictor_events"
         )
-    return events
+    return events.drop(columns="value")
 
 
 def rescaled(events: pd.DataFrame) -> pd.DataFrame:
@@ -117,12 +119,18 @@ def wide(
     at its own task's repetition time.
     """
     frame = _scans(events, names, runs) if resample else _sparse(events, names)
-    known = [runs[one] for one in frame["run_id"]]
+    ids = list(dict.fromkeys(frame["run_id"]))
+    known = [runs[one] for one in ids]
+    place = pd.Index(ids).get_indexer(pd.Index(frame["run_id"]))
     for name in _ENTITIES:
         if any(name in one.entities for one in known):
-            values = [one.entities.get(name) for one in known]
-            frame[name] = pd.Series(values, dtype="Int64" if name == "run" else "str")
-    frame["task"] = pd.Series([one.task for one in known], dtype="str")
+            values = pd.Series(
+                [one.entities.get(name) for one in known],
+                dtype="Int64" if name == "run" else "str",
+            )
+            frame[name] = values.array.take(place)
+    tasks = pd.Series([one.task for one in known], dtype="str")
+    frame["task"] = tasks.array.take(place)
     order = [one for one in (*_ENTITIES, "task", "onset") if one in frame]
     frame = frame.sort_values(order, kind="stable", ignore_index=True)
     first = ["onset", "duration", *names]

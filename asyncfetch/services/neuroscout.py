@@ -49,6 +49,7 @@ from asyncfetch.services._analyses import Analyses, optional
 from asyncfetch.services._calls import call, login
 from asyncfetch.services._collections import Predictors
 from asyncfetch.services._design import (
+    NEEDED,
     RunInfo,
     collection_of,
     numeric,
@@ -1122,7 +1123,7 @@ class Neuroscout(Client):
         events, runs = await self._events_and_runs(names, scope)
 
         def table() -> Any:
-            frame = numeric(to_pandas(events))
+            frame = numeric(to_pandas(events.select(NEEDED)))
             if return_type == "collection":
                 return collection_of(
                     frame, names, runs, rescale=rescale, resample=resample
