@@ -233,7 +233,7 @@ class Analysis:
         """Take what the service holds; changes made here are lost."""
         self._take(await self._table.get(self.hash_id), everything=True)
 
-    async def fill(self, *, partial: bool = True, dryrun: bool = False) -> Record:
+    async def fill(self, partial: bool = True, dryrun: bool = False) -> Record:
         """Let the service find runs and predictors that are missing.
 
         Without runs all of the data set's are taken. Predictors are found by the names
@@ -270,7 +270,7 @@ class Analysis:
             await made.fill()
         return made
 
-    async def compile(self, *, build: bool = False) -> Record:
+    async def compile(self, build: bool = False) -> Record:
         """Hand it in; from then on it cannot be changed. :meth:`wait` waits."""
         found = await self._table.compile(self.hash_id, build=build)
         self._known["status"] = found["status"]
@@ -311,17 +311,17 @@ class Analysis:
         """As :meth:`Analyses.get_bundle`."""
         return await self._table.get_bundle(self.hash_id, filename)
 
-    async def generate_report(self, **options: Any) -> Record:
+    async def generate_report(self, *args: Any, **options: Any) -> Record:
         """As :meth:`Analyses.generate_report`."""
-        return await self._table.generate_report(self.hash_id, **options)
+        return await self._table.generate_report(self.hash_id, *args, **options)
 
-    async def get_report(self, **options: Any) -> Record:
+    async def get_report(self, *args: Any, **options: Any) -> Record:
         """As :meth:`Analyses.get_report`."""
-        return await self._table.get_report(self.hash_id, **options)
+        return await self._table.get_report(self.hash_id, *args, **options)
 
-    async def get_design_matrix(self, **options: Any) -> list[str]:
+    async def get_design_matrix(self, *args: Any, **options: Any) -> list[str]:
         """As :meth:`Analyses.get_design_matrix`."""
-        return await self._table.get_design_matrix(self.hash_id, **options)
+        return await self._table.get_design_matrix(self.hash_id, *args, **options)
 
     async def upload_neurovault(self, validation_hash: str, **options: Any) -> Record:
         """As :meth:`Analyses.upload_neurovault`."""
@@ -367,6 +367,8 @@ def _sendable(wanted: Mapping[str, Any], known: Mapping[str, Any]) -> Record:
 
 class Analyses(OfDataset):
     """Public analyses; one's own are made and changed here."""
+
+    build_model = staticmethod(build_model)
 
     async def dataset(self, name: str) -> Record:
         """The record of a data set, inactive ones too."""
@@ -511,13 +513,13 @@ class Analyses(OfDataset):
         return await self._call(f"{hash_id}/clone", "POST")
 
     async def fill(
-        self, hash_id: str, /, *, partial: bool = True, dryrun: bool = False
+        self, hash_id: str, /, partial: bool = True, dryrun: bool = False
     ) -> Record:
         """As :meth:`Analysis.fill`."""
         query = {"partial": partial, "dryrun": dryrun}
         return await self._call(f"{hash_id}/fill", "POST", query=query)
 
-    async def compile(self, hash_id: str, /, *, build: bool = False) -> Record:
+    async def compile(self, hash_id: str, /, build: bool = False) -> Record:
         """Hand an analysis in. With *build* it is also tried with pybids: slow."""
         return await self._call(f"{hash_id}/compile", "POST", query={"build": build})
 
@@ -556,7 +558,7 @@ class Analyses(OfDataset):
         return await self._call(f"{hash_id}/bibliography")
 
     async def get_bundle(
-        self, hash_id: str, filename: str | Path | None = None, /
+        self, hash_id: str, /, filename: str | Path | None = None
     ) -> bytes | Path:
         """The bundle (``.tar.gz``) of an analysis that has PASSED.
 
@@ -583,7 +585,6 @@ class Analyses(OfDataset):
         self,
         hash_id: str,
         /,
-        *,
         run_id: Sequence[int] | int | None = None,
         sampling_rate: float | None = None,
         scale: bool = False,
@@ -606,9 +607,9 @@ class Analyses(OfDataset):
         self,
         hash_id: str,
         /,
-        *,
         run_id: Sequence[int] | int | None = None,
         loop_wait: bool = True,
+        *,
         timeout: float = 300.0,  # noqa: ASYNC109
     ) -> Record:
         """The newest report, of *run_id* as :meth:`generate_report` was given them.
@@ -638,7 +639,13 @@ class Analyses(OfDataset):
             what=f"the report of analysis {hash_id}",
         )
 
-    async def get_design_matrix(self, hash_id: str, /, **options: Any) -> list[str]:
+    async def get_design_matrix(
+        self,
+        hash_id: str,
+        /,
+        run_id: Sequence[int] | int | None = None,
+        **options: Any,
+    ) -> list[str]:
         """URLs of the design matrices, one a run; options of :meth:`get_report`.
 
         Raises
@@ -646,7 +653,7 @@ class Analyses(OfDataset):
         ResponseError
             The report has failed; the message says why.
         """
-        report = await self.get_report(hash_id, **options)
+        report = await self.get_report(hash_id, run_id, **options)
         _refuse(report, "OK", f"the report of analysis {hash_id}")
         urls: list[str] = report["result"]["design_matrix"]
         return urls
@@ -656,8 +663,8 @@ class Analyses(OfDataset):
     async def upload_neurovault(
         self,
         hash_id: str,
-        validation_hash: str,
         /,
+        validation_hash: str,
         *,
         subject_paths: Sequence[str | Path] | None = None,
         group_paths: Sequence[str | Path] | None = None,
@@ -719,8 +726,8 @@ class Analyses(OfDataset):
     async def get_uploads(
         self,
         hash_id: str,
-        select: Literal["latest", "oldest"] | None = "latest",
         /,
+        select: Literal["latest", "oldest"] | None = "latest",
         **equal: Any,
     ) -> list[Record]:
         """Collections of the analysis in NeuroVault: the latest, the oldest, or all.

@@ -185,7 +185,7 @@ async def test_compiling_is_waited_for(archive, api, tmp_path):
     assert made.status == "PASSED"
     assert (await made.get_status())["traceback"] == ""
     data = await made.get_bundle()
-    path = await made.get_bundle(tmp_path / "bundle.tar.gz")
+    path = await made.get_bundle(filename=tmp_path / "bundle.tar.gz")
     names = await look(lambda: names_in(path))
     assert "resources.json" in names
     assert await anyio.Path(path).read_bytes() == data
@@ -220,7 +220,7 @@ async def test_reports_are_found_by_what_they_were_asked_with(api):
     pending = await made.generate_report(run_id=runs, sampling_rate=1.5)
     assert (pending["status"], pending["scale"]) == ("PENDING", False)
     assert (await made.get_report(run_id=runs, loop_wait=False))["status"] == "PENDING"
-    assert len(await made.get_design_matrix(run_id=runs)) == 2
+    assert len(await made.get_design_matrix(runs)) == 2
     made.description = "changed"
     await made.push()
     with pytest.raises(asyncfetch.NotFound, match="No fresh reports"):
@@ -367,7 +367,7 @@ async def test_uploads_of_many_analyses_are_loaded_in_their_order(api, monkeypat
     assert all(len(data) == 360 for data, _ in loaded)
     every = await api.analyses.get_uploads("k2m7p", None)
     latest = await api.analyses.get_uploads("k2m7p")
-    oldest = await api.analyses.get_uploads("k2m7p", "oldest")
+    oldest = await api.analyses.get_uploads("k2m7p", select="oldest")
     assert [every[0]] == oldest
     assert [every[1]] == latest
     with pytest.raises(asyncfetch.ConfigurationError, match="expected select"):
