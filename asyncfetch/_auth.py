@@ -204,7 +204,7 @@ class TokenLogin:
         Seconds that only go up.
 
     A token that says how long it lives (a JSON Web Token, RFC 7519) is replaced a
-    little before its end. Only the length counts, from one of the issuer's times to the
+    little before its end. Only the length counts, from one of the server's times to the
     other, so that it does not matter what this machine's clock says.
     """
 
@@ -280,7 +280,7 @@ class TokenLogin:
 
 
 def lifetime(jwt: str) -> float:
-    """Seconds from issue to end of a JSON Web Token; infinite where it says none."""
+    """Seconds from begin to end of a JSON Web Token; infinite where it says none."""
     try:
         claims = jwt.split(".")[1]
         text = base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4))

@@ -150,7 +150,7 @@ async def test_the_environment_logs_in(archive, monkeypatch):
         ("POST", "/auth", False),
     ],
 )
-def test_the_token_goes_where_the_contract_wants_it(method, target, needed):
+def test_the_token_goes_where_it_is_needed_only(method, target, needed):
     from asyncfetch._model import Request
 
     assert needs_user(Request(target=target, method=method)) is needed
