@@ -21,7 +21,8 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 # What is heavy is imported here and not, at first use, inside an event loop.
-from asyncfetch import _gate, _profile
+import asyncfetch
+from asyncfetch import _gate, _profile, testing
 from asyncfetch._exchange import Exchange
 from asyncfetch._model import Limits
 from asyncfetch.services import neuromorpho, neuroscout  # noqa: F401
@@ -57,6 +58,20 @@ settings.load_profile("patient")
 @pytest.fixture(params=LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> object:
     return request.param
+
+
+@pytest.fixture
+async def archive() -> AsyncIterator[testing.Archive]:
+    """A small one, for tests that ask for no other."""
+    async with testing.serve(scale=0.05) as archive:
+        yield archive
+
+
+@pytest.fixture
+async def api(archive: testing.Archive) -> AsyncIterator[asyncfetch.Neuroscout]:
+    """Nobody's client of its Neuroscout."""
+    async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
+        yield api
 
 
 @pytest.fixture(autouse=True)

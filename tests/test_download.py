@@ -36,18 +36,6 @@ def target(url):
     return f"{parts.path}?{parts.query}" if parts.query else parts.path
 
 
-@pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
-
-
-@pytest.fixture
-async def api(archive):
-    async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
-        yield api
-
-
 async def test_a_dataset_holds_the_rows_that_get_gives(api, tmp_path):
     plan = api.predictor_events.plan(**MERLIN)
     report = await asyncfetch.download(plan, tmp_path / "events")

@@ -38,12 +38,6 @@ def trace(nodes, name=b""):
 
 
 @pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
-
-
-@pytest.fixture
 async def api(archive):
     async with asyncfetch.NeuroMorpho(base_url=archive.neuromorpho) as api:
         api.exchange._rng = api.exchange.gate._rng = Impatient()

@@ -929,12 +929,13 @@ def test_the_doubles_are_the_nearest_to_the_text() -> None:
 def test_reading_starts_no_thread_and_imports_no_pandas() -> None:
     script = (
         "import os, sys\n"
-        "from asyncfetch.swc import read_swc\n"
+        "from asyncfetch.swc import read_alike, read_swc\n"
         "def threads(): return len(os.listdir('/proc/self/task'))\n"
         "before = threads()\n"
         f"read_swc({BASE!r})\n"
         f"read_swc({BASE.replace(b'0.5', b'nan')!r})\n"
         "assert threads() == before\n"
+        f"assert None not in read_alike([{NEIGHBOUR!r}] * 2)\n"
         "assert 'pandas' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -8,24 +8,11 @@ import pyarrow as pa
 import pytest
 
 import asyncfetch
-from asyncfetch import testing
 from asyncfetch.testing import Fault
 
 pytestmark = pytest.mark.anyio
 
 SPEECH = {"predictor_name": "speech", "dataset_name": "SherlockMerlin"}
-
-
-@pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
-
-
-@pytest.fixture
-async def api(archive):
-    async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
-        yield api
 
 
 def key(record):

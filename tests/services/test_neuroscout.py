@@ -9,25 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncfetch
-from asyncfetch import testing
 from asyncfetch._model import Item, Request
 from asyncfetch.services import neuroscout
 from asyncfetch.testing import Fault
 from tests.conftest import look
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
-
-
-@pytest.fixture
-async def api(archive):
-    async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
-        yield api
 
 
 def targets(archive):

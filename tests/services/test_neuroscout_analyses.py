@@ -9,19 +9,12 @@ import anyio
 import pytest
 
 import asyncfetch
-from asyncfetch import testing
 from asyncfetch.services import _analyses, _calls
 from asyncfetch.services._analyses import build_model
 from asyncfetch.testing import Fault
 from tests.conftest import look
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
 
 
 @pytest.fixture

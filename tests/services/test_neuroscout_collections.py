@@ -4,7 +4,6 @@ import anyio
 import pytest
 
 import asyncfetch
-from asyncfetch import testing
 from asyncfetch.services import _calls
 from asyncfetch.testing import Fault
 
@@ -12,12 +11,6 @@ pytestmark = pytest.mark.anyio
 
 GOOD = "onset\tduration\tapples\tgrapes\n0\t1.5\t1\tn/a\n2.5\tn/a\t0.5\tmany\n"
 RUNS = [[328, 344, 336], [331, 323, 355]]
-
-
-@pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
 
 
 @pytest.fixture

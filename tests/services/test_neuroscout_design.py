@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncfetch
-from asyncfetch import testing
 from asyncfetch.services import _design, _resample
 from asyncfetch.services._design import RunInfo
 from tests.conftest import look
@@ -20,18 +19,6 @@ from tests.conftest import look
 pytestmark = pytest.mark.anyio
 
 HAS_BIDS = importlib.util.find_spec("bids") is not None
-
-
-@pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
-
-
-@pytest.fixture
-async def api(archive):
-    async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
-        yield api
 
 
 async def test_a_design_table_has_a_row_a_scan_of_each_run(archive, api):

@@ -12,22 +12,9 @@ import pandas as pd
 import pytest
 
 import asyncfetch
-from asyncfetch import testing
 from asyncfetch.testing import Fault
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
-
-
-@pytest.fixture
-async def api(archive):
-    async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
-        yield api
 
 
 async def test_a_wrong_path_answers_html_under_200_and_is_an_error(archive):

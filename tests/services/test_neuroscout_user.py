@@ -4,18 +4,11 @@ import anyio
 import pytest
 
 import asyncfetch
-from asyncfetch import testing
 from asyncfetch._auth import Reply, TokenLogin, lifetime
 from asyncfetch.services._calls import login, needs_user
 from asyncfetch.testing._neuroscout_users import ACCOUNTS, PASSWORD, _signed
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def archive():
-    async with testing.serve(scale=0.05) as archive:
-        yield archive
 
 
 @pytest.fixture
