@@ -452,7 +452,9 @@ class Exchange:
                 hops.ended(200, {})  # cut, but there
                 raise
             hops.ended(response.status, response.headers)
-        response = replace(response, url=self._hide(response.url))
+        shown = self._hide(response.url)
+        if shown != response.url:
+            response = replace(response, url=shown)
         if (
             asking.partial is not None
             and response.status == 416

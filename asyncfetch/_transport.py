@@ -162,15 +162,15 @@ class Transport:
         is_read = method in {"GET", "HEAD"}
         _sending.set(_Sending(hops, credentials, may_repeat=is_read))
         received: Body | None = None
-        form = _Form()
+        form = _Form(body) if isinstance(body, tuple) else None
         try:
-            if isinstance(body, tuple):
-                await in_thread(lambda: form.open(body))
+            if form is not None:
+                await in_thread(form.open)
             async with session.request(
                 method,
                 target,
                 headers=headers,
-                data=form.data if isinstance(body, tuple) else body,
+                data=body if form is None else form.data,
                 allow_redirects=is_read,
                 proxy=self._proxy_for(target),
                 timeout=aiohttp.ClientTimeout(
@@ -196,7 +196,8 @@ class Transport:
             await checkpoint()
             raise _translated(error, method, url, self._tls_compat) from error
         finally:
-            form.close()
+            if form is not None:
+                form.close()
         return response
 
     @property
@@ -413,11 +414,12 @@ async def discard(body: Body) -> None:
 class _Form:
     """A form on its way out; its files are read as it is sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: tuple[Part, ...]) -> None:
         self.data = aiohttp.FormData(default_to_multipart=True)
+        self._parts = parts
         self._files: list[IO[bytes]] = []
 
-    def open(self, parts: tuple[Part, ...]) -> None:
+    def open(self) -> None:
         """Take the parts in their order, and open the files. Blocks.
 
         Raises
@@ -425,7 +427,7 @@ class _Form:
         ConfigurationError
             A file cannot be read.
         """
-        for part in parts:
+        for part in self._parts:
             if isinstance(part.value, str):
                 self.data.add_field(part.name, part.value)
                 continue
