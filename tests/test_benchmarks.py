@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
     ("name", "figures"),
     [
         ("bench_events", {"cpu_ratio", "cpu_ns_per_row"}),
-        ("bench_swc", {"requests_ratio", "cpu_ms_per_file"}),
+        ("bench_swc", {"requests_ratio", "cpu_ratio"}),
         ("bench_gate", {"goodput", "accepted"}),
     ],
 )
