@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import anyio
-from anyio.lowlevel import RunVar
 from yarl import URL
 
 from asyncfetch._auth import Auth, Credentials, Reply, hide, scrub
@@ -54,7 +53,7 @@ from asyncfetch._model import (
 from asyncfetch._partial import PROGRESS, Partial
 from asyncfetch._profile import profile_for
 from asyncfetch._retry import BULK, INTERACTIVE, is_transient
-from asyncfetch._threads import in_thread
+from asyncfetch._threads import in_decode_thread, in_thread
 from asyncfetch._transport import Transport, discard, is_loopback
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
@@ -81,9 +80,6 @@ LONGEST_RETRY_AFTER = 3600.0
 IMPATIENCE = 10.0
 # Loopback has no ceiling; this many connections kept a local server busy.
 LOOPBACK = Limits(concurrency=16)
-
-# One decode thread per event loop: a thread per body doubled the processor time.
-_decode_thread: RunVar[anyio.CapacityLimiter] = RunVar("_decode_thread")
 
 
 def ignore(_event: Event, /) -> None:
@@ -545,15 +541,10 @@ class Exchange:
             if content is not None:
                 whole = prove([content], request.media, response.url)
                 return await _awaited(consume(whole, response))
-            limiter = _decode_thread.get(None)
-            if limiter is None:
-                limiter = anyio.CapacityLimiter(1)
-                _decode_thread.set(limiter)
-            value = await in_thread(
+            value = await in_decode_thread(
                 lambda: consume(
                     prove(body.chunks(), request.media, response.url), response
-                ),
-                limiter=limiter,
+                )
             )
             return await _awaited(value)
         except DecodeError as error:

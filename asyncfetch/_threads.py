@@ -16,8 +16,12 @@ from typing import Generic, TypeVar
 
 import anyio
 import anyio.to_thread
+import pyarrow as pa
+from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
+
+_decoding: RunVar[anyio.CapacityLimiter] = RunVar("_decoding")
 
 
 async def in_thread(
@@ -35,6 +39,27 @@ async def in_thread(
     except asyncio.CancelledError:
         await inside.ended()
         raise
+
+
+async def in_decode_thread(call: Callable[[], T]) -> T:
+    """What *call* gives, run when no other such call runs in this event loop.
+
+    A thread for each body doubled the processor time.
+    """
+
+    def decode() -> T:
+        try:
+            return call()
+        finally:
+            # The allocator keeps for a thread what others free: in the end five times
+            # of what was in use at once.
+            pa.default_memory_pool().release_unused()
+
+    limiter = _decoding.get(None)
+    if limiter is None:
+        limiter = anyio.CapacityLimiter(1)
+        _decoding.set(limiter)
+    return await in_thread(decode, limiter=limiter)
 
 
 async def surely_in_thread(call: Callable[[], T]) -> T:

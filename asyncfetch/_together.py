@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import anyio
 
 from asyncfetch._model import Decoded, Item
-from asyncfetch._threads import in_thread
+from asyncfetch._threads import in_decode_thread
 
 # What a call costs besides is small in so many.
 MOST = 16
@@ -84,7 +84,7 @@ class Together:
         # Nothing was found if whoever led was cancelled.
         one = None if group.found is None else group.found[place]
         if one is None:
-            one = await in_thread(lambda: self._decode_one(item, body))
+            one = await in_decode_thread(lambda: self._decode_one(item, body))
         return one
 
     def _close(self, group: _Group) -> None:
@@ -97,7 +97,9 @@ class Together:
             with anyio.move_on_after(LINGER):
                 await group.is_full.wait()
             self._close(group)
-            group.found = await in_thread(lambda: self._decode_many(group.bodies))
+            group.found = await in_decode_thread(
+                lambda: self._decode_many(group.bodies)
+            )
         except Exception:  # it shows when each is decoded alone
             logger.debug("a group could not be decoded together", exc_info=True)
         finally:
