@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,14 @@ from hypothesis.stateful import (
 
 from asyncfetch import _ledger, _store
 from asyncfetch._dataset import GROUP_ROWS, View, Writer, open_dataset
-from asyncfetch._ledger import PART_ITEMS, KeySet, PlanRecord, schema_id, seal
+from asyncfetch._ledger import (
+    PART_ITEMS,
+    KeySet,
+    PlanRecord,
+    hashes,
+    schema_id,
+    seal,
+)
 from asyncfetch._model import Block, FailedItem, Outcome, PlannedItem
 from asyncfetch._store import STALE, LocalStore, Lock
 from asyncfetch._verify import verify
@@ -589,7 +597,10 @@ def test_text_may_be_the_key_of_a_row_and_no_key_is_no_duplicate(
     assert View(dest).rows.to_table().column("id").to_pylist() == [1, 2, 3, 5]
 
 
-@given(st.lists(st.lists(st.integers(-3, 40), max_size=20), max_size=30))
+ENDS = st.integers(-(2**63), -(2**63) + 3) | st.integers(2**63 - 4, 2**63 - 1)
+
+
+@given(st.lists(st.lists(st.integers(-3, 40) | ENDS, max_size=20), max_size=30))
 def test_key_is_new_once(batches: list[list[int]]) -> None:
     keys, seen = KeySet(), set[int]()
     with pytest.MonkeyPatch.context() as patch:  # so that each way is taken
@@ -602,6 +613,26 @@ def test_key_is_new_once(batches: list[list[int]]) -> None:
                 expected.append(key not in seen)
                 seen.add(key)
             assert keys.add(np.array(batch, dtype=np.int64)).tolist() == expected
+
+
+def test_keys_that_follow_each_other_take_no_memory() -> None:
+    ids = np.arange(300_000)
+    keys, rng = KeySet(), np.random.default_rng(1)
+    tracemalloc.start()
+    for some in np.array_split(ids, 300):  # nearly in order, as answers come
+        assert keys.add(rng.permutation(some)).all()
+    numbered = KeySet()
+    assert numbered.add(hashes([f"neuron={n}" for n in range(300_000)])).all()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < ids.nbytes / 8
+    assert not keys.add(ids).any()
+
+
+@given(st.lists(st.from_regex(r"([ab]=)*0?[1-3]*=?[0-9]{0,17}", fullmatch=True)))
+def test_texts_that_differ_have_other_hashes(texts: list[str]) -> None:
+    known = dict(zip(texts, hashes(texts).tolist(), strict=True))
+    assert len(set(known.values())) == len(known)
 
 
 # --- when a commit is due -------------------------------------------------------------
