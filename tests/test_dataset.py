@@ -629,10 +629,16 @@ def test_keys_that_follow_each_other_take_no_memory() -> None:
     assert not keys.add(ids).any()
 
 
-@given(st.lists(st.from_regex(r"([ab]=)*0?[1-3]*=?[0-9]{0,17}", fullmatch=True)))
-def test_texts_that_differ_have_other_hashes(texts: list[str]) -> None:
+PLAIN = st.from_regex(r"([aé]=)*0?[1-3]*=?[0-9]{0,17}\n?", fullmatch=True)
+NUMBERED = st.integers(0, 10**17).map("é=a={}".format)
+
+
+@given(st.lists(PLAIN) | st.lists(NUMBERED, min_size=20) | st.lists(PLAIN | NUMBERED))
+def test_texts_have_hashes_of_their_own(texts: list[str]) -> None:
     known = dict(zip(texts, hashes(texts).tolist(), strict=True))
     assert len(set(known.values())) == len(known)
+    assert hashes(pa.array(texts, pa.string())).tolist() == list(map(known.get, texts))
+    assert [hashes([text])[0] for text in known] == list(known.values())
 
 
 # --- when a commit is due -------------------------------------------------------------
