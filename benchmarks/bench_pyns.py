@@ -36,8 +36,7 @@ SUBJECTS = 50
 LATENCY = 0.1
 NAMES = ["speech", "rms", "brightness", "numletters"]
 importlib.import_module("anyio._backends._asyncio")  # anyio.run would load it later
-with contextlib.suppress(ImportError):  # sampling is faster with it
-    import scipy.signal  # type: ignore[import-untyped]  # noqa: F401
+importlib.import_module("scipy.signal")  # which sampling would load
 
 CASES: Mapping[str, dict[str, Any]] = {
     "events of 50 runs x 4 predictors": {

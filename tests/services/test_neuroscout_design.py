@@ -146,19 +146,6 @@ def test_samples_are_those_of_pybids(digits, repetition):
 
 
 @pytest.mark.skipif(not HAS_BIDS, reason="needs pybids")
-@pytest.mark.parametrize("rate", [1.0, 1 / 1.5, 0.5])
-def test_numpy_alone_gives_what_scipy_gives(rate):
-    from scipy.signal import butter, filtfilt
-
-    values = np.random.default_rng(3).normal(size=20_000)
-    for grid in (10.0, 1000.0):
-        b, a = _resample._butterworth(rate / grid)
-        mine = _resample._both_ways(b, a, values)
-        theirs = filtfilt(*butter(5, rate / grid), values)
-        assert np.abs(mine - theirs).max() < 1e-9
-
-
-@pytest.mark.skipif(not HAS_BIDS, reason="needs pybids")
 @pytest.mark.filterwarnings("ignore")
 async def test_a_collection_is_that_of_pybids(api):
     found = await api.fetch_predictors(
