@@ -520,7 +520,7 @@ class Run:
             else:
                 answer = await self._ask(item)
         except AsyncfetchError as error:
-            self._note_failure(error)
+            self._note_failure(error, item)
             return ItemResult(
                 ordinal=planned.ordinal,
                 key=item.key,
@@ -633,11 +633,19 @@ class Run:
                 # Others were answered meanwhile: it is there, and it will be back.
         return await ask(impatient=self._interactive)
 
-    def _note_failure(self, error: AsyncfetchError) -> None:
+    def _note_failure(self, error: AsyncfetchError, item: Item) -> None:
         if isinstance(error, DatasetError) and not getattr(error, "is_of_item", False):
             raise error
         if getattr(error, "is_fatal", False) or isinstance(error, ConfigurationError):
             raise error
+        journal = self._journal
+        if (
+            isinstance(error, NotFound)
+            and not item.request.may_be_absent
+            and journal.planned == 1
+            and not journal.wants_more
+        ):
+            raise error  # nothing else is there to be had: most likely a wrong URL
         if not isinstance(error, TransportError):
             self._reached = True
         elif not self._reached:

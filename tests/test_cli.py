@@ -200,6 +200,7 @@ def nowhere():
         (["show", "neuroscout/runs", "name=\udcff"], 2, "UTF-8"),
         (["simulate", "--port", "99999"], 2, "--port"),
         (["show", "neuroscout/datasets", "--base-url", "API"], 2, "404"),
+        (["fetch", "neuroscout/runs", "-o", "x", "--base-url", "API"], 2, "404"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_a_status(
