@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 import asyncfetch
-from asyncfetch import _exchange, testing
+from asyncfetch import _threads, testing
 from asyncfetch._model import ItemEnded
 from asyncfetch._verify import verify
 from tests.conftest import Impatient, look
@@ -114,7 +114,7 @@ async def leaving_nothing(archive, tmp_path, monkeypatch):
         assert gate["in_flight"] == 0
         assert gate["waiting"] == 0
         assert not list(spool.iterdir())
-        threads = _exchange._decode_thread.get(None)
+        threads = _threads._decoding.get(None)
         assert threads is None or threads.borrowed_tokens == 0
         assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
         assert asyncio.all_tasks() == tasks
