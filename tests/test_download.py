@@ -176,13 +176,13 @@ async def test_a_run_that_is_stopped_before_it_knows_its_plan_says_so(api, tmp_p
     assert report.rows
 
 
-async def test_a_listing_that_is_not_there_is_a_failure_and_not_empty(
-    archive, tmp_path
-):
+async def test_a_listing_that_is_not_there_is_an_error_and_not_empty(archive, tmp_path):
     url = archive.neuroscout.removesuffix("/api")
     async with asyncfetch.Neuroscout(base_url=url) as api:
-        report = await asyncfetch.download(api.datasets.plan(), tmp_path / "e")
-    assert report.items == {"failed": 1}
+        with pytest.raises(asyncfetch.errors.NotFound, match="got 404"):
+            await asyncfetch.download(api.datasets.plan(), tmp_path / "e")
+    view = await look(asyncfetch.open_dataset, tmp_path / "e")
+    assert not (await look(lambda: view.items)).num_rows
 
 
 async def test_being_asked_to_slow_down_fails_no_item(tmp_path):
