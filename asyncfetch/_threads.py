@@ -51,8 +51,8 @@ async def in_decode_thread(call: Callable[[], T]) -> T:
         try:
             return call()
         finally:
-            # The allocator keeps for a thread what others free: in the end five times
-            # of what was in use at once.
+            # The allocator keeps for a thread what others free: 52 MB were held when
+            # no more than 12 MB had ever been in use at once.
             pa.default_memory_pool().release_unused()
 
     limiter = _decoding.get(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import platform
@@ -42,6 +43,25 @@ def _one(target: str, arguments: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def asked_for(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small, and once")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--versions", action="store_true")
+    return parser
+
+
+def tell(results: dict[str, Any], options: argparse.Namespace) -> None:
+    """Print *results* as one JSON line, if *options* ask for it."""
+    if options.versions:
+        results["versions"] = {"python": platform.python_version()} | {
+            name: version(name) for name in PACKAGES
+        }
+    if options.json or options.versions:
+        print(json.dumps(results))
+
+
 def main() -> None:
     """Call one function and print what it took, as one JSON line."""
     arguments = json.load(sys.stdin)
@@ -64,13 +84,6 @@ def _cpu() -> float:
         usage = resource.getrusage(who)
         total += usage.ru_utime + usage.ru_stime
     return total
-
-
-def versions() -> dict[str, str]:
-    """What was measured with."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in PACKAGES
-    }
 
 
 if __name__ == "__main__":

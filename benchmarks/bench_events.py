@@ -10,9 +10,7 @@ keeps no journal, proves nothing, sorts nothing, joins no names.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import tempfile
 import zlib
 from pathlib import Path
@@ -30,7 +28,7 @@ import asyncfetch
 from asyncfetch import _engine
 from asyncfetch._model import Item, Limits
 from asyncfetch.services import neuroscout  # noqa: F401 - imports are not counted
-from benchmarks._measure import measured, versions
+from benchmarks._measure import asked_for, measured, tell
 from benchmarks._server import open_archive
 
 # Two body sizes, by events a run; the plan puts about the same runs into an item.
@@ -154,11 +152,7 @@ def plan_of(url: str, predictors: int) -> tuple[list[str], list[str]]:
 
 def main() -> None:
     """Print one line per body size."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small repeat")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--versions", action="store_true")
-    options = parser.parse_args()
+    options = asked_for(__doc__).parse_args()
     repeats = 1 if options.quick else 3
     results: dict[str, Any] = {}
     for size, setup in SIZES.items():
@@ -189,10 +183,7 @@ def main() -> None:
                 f"({one['floor_ns_per_row']:.0f} ns); "
                 f"time {one['wall_ratio']:.2f} x; peak {one['peak_mb']:.0f} MB"
             )
-    if options.versions:
-        results["versions"] = versions()
-    if options.json or options.versions:
-        print(json.dumps(results))
+    tell(results, options)
 
 
 if __name__ == "__main__":

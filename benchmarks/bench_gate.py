@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import math
 import random
 import subprocess
@@ -47,7 +46,7 @@ from benchmarks._limited import (
     fixed,
     heavy,
 )
-from benchmarks._measure import measured, versions
+from benchmarks._measure import asked_for, measured, tell
 
 SECOND = 0.2  # a shorter one would measure the jitter of loopback
 DELAY = 0.06  # seconds of the way there and back, on the server's side
@@ -458,10 +457,7 @@ def play(
 
 def main() -> None:
     """Print the table, and beside each row whether the gate reaches its bar."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two servers, shortly")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--versions", action="store_true")
+    parser = asked_for(__doc__)
     parser.add_argument("--only", default="", metavar="SERVER", help="part of a name")
     parser.add_argument("--seed", type=int, default=0, help="of the servers drawn")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -507,10 +503,7 @@ def main() -> None:
         for name, row in results.items():
             print(_line(name, row))
         print(f"{len(results) - misses} of {len(results)} rows reach their bar")
-    if options.versions:
-        results["versions"] = versions()
-    if options.json or options.versions:
-        print(json.dumps(results))
+    tell(results, options)
 
 
 def _note_reached(rows: dict[str, Row], name: str, row: dict[str, float]) -> bool:

@@ -10,7 +10,6 @@ neither waits for that.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import itertools
@@ -29,7 +28,7 @@ import asyncfetch
 from asyncfetch import testing
 from asyncfetch.services import neuroscout  # noqa: F401 - imports are not counted
 from asyncfetch.testing import _neuroscout_data as data
-from benchmarks._measure import measured, versions
+from benchmarks._measure import asked_for, measured, tell
 
 DATASET, TASK, TASK_ID = "SherlockMerlin", "MerlinMovie", 4
 SUBJECTS = 50
@@ -176,12 +175,9 @@ def compared(case: Mapping[str, Any], python: str, repeats: int) -> dict[str, An
 
 def main() -> None:
     """Print two lines a case."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = asked_for(__doc__)
     parser.add_argument("--python", help="one that has pyNS and pybids")
     parser.add_argument("--case", default="", help="a part of the names of cases")
-    parser.add_argument("--quick", action="store_true", help="one small repeat")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--versions", action="store_true")
     options = parser.parse_args()
     results: dict[str, Any] = {}
     with environment(options.python) as python:
@@ -205,10 +201,7 @@ def main() -> None:
                     f"{1e6 * its['cpu'] / its['rows']:.2f} us CPU a row, "
                     f"peak {its['peak_mb']:.0f} MB"
                 )
-    if options.versions:
-        results["versions"] = versions()
-    if options.json or options.versions:
-        print(json.dumps(results))
+    tell(results, options)
 
 
 if __name__ == "__main__":
