@@ -261,9 +261,12 @@ def is_scoped(filters: Mapping[str, Any]) -> bool:
     return any(f.name in filters for f in SCOPE)
 
 
-def needs_datasets(filters: Mapping[str, Any]) -> bool:
-    """Whether there is a name that only the list of data sets resolves."""
-    return "dataset_name" in filters or "task_name" in filters
+def scope_of(filters: Mapping[str, Any]) -> Generator[Ask, tuple[Any, ...], Scope]:
+    """The scope of *filters*; a name costs the list of data sets."""
+    datasets: list[Record] = []
+    if "dataset_name" in filters or "task_name" in filters:
+        datasets = yield from asked_list(request_for("/datasets"))
+    return Scope.find(datasets, filters)
 
 
 def in_words(filters: Mapping[str, Any]) -> str:

@@ -77,10 +77,10 @@ from asyncfetch.services._scope import (
     fitting,
     in_words,
     is_scoped,
-    needs_datasets,
     newest_of,
     request_for,
     runs_requests,
+    scope_of,
     wanted_runs,
 )
 from asyncfetch.services._table import (
@@ -287,10 +287,7 @@ class _OfDatasets(_Listing):
 
     def enumerate(self, _cursor: Json) -> Enumeration:
         """One item, or one a data set where the service takes only one."""
-        datasets: list[Record] = []
-        if needs_datasets(self.filters):
-            datasets = yield from asked_list(request_for("/datasets"))
-        scope = Scope.find(datasets, self.filters)
+        scope = yield from scope_of(self.filters)
         names = self.filters.get("name")
         query = {} if names is None or not fits_a_query(names) else {"name": names}
         keep = {"name": names} if isinstance(names, list) else {}
@@ -332,10 +329,7 @@ class _Runs(_Listing):
 
     def enumerate(self, _cursor: Json) -> Enumeration:
         """One item a data set that is named, or one for all."""
-        datasets: list[Record] = []
-        if needs_datasets(self.filters):
-            datasets = yield from asked_list(request_for("/datasets"))
-        scope = Scope.find(datasets, self.filters)
+        scope = yield from scope_of(self.filters)
         keep: dict[str, Any] = {
             name: self.filters[name]
             for name in ("run_id", "acquisition", "subject", "session", "number")
@@ -382,10 +376,7 @@ class _Predictors(_Listing):
                 query["name"] = names
             yield Block((self._item(request_for("/predictors", **query), keep=keep),))
             return
-        datasets: list[Record] = []
-        if needs_datasets(filters):
-            datasets = yield from asked_list(request_for("/datasets"))
-        scope = Scope.find(datasets, filters)
+        scope = yield from scope_of(filters)
         found = yield from asked_list(*runs_requests(scope, filters))
         runs = wanted_runs(found, scope, filters)
         if any(name in filters for name in ("run_id", *(f.name for f in ENTITIES))):
