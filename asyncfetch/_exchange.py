@@ -178,8 +178,12 @@ class Exchange:
         )
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._transport.aclose()
+        """Close the connections, and leave the host to other processes."""
+        try:
+            await self._transport.aclose()
+        finally:
+            if self._profile is not None:
+                await self._profile.part()
 
     @property
     def has_auth(self) -> bool:

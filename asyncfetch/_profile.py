@@ -140,9 +140,13 @@ class Profile:
             yield
         finally:
             self._runs -= 1
-            if not self._runs and self._beats:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(self.leave)
+            await self.part()
+
+    async def part(self) -> None:
+        """Leave, unless a run goes on here; whoever asks afterwards joins again."""
+        if not self._runs and self._beat_at > -math.inf:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(self.leave)
 
     async def keep_beating(self) -> None:
         """Beat until cancelled."""

@@ -82,6 +82,14 @@ def _nothing_blocks_the_loop() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _nothing_is_remembered_at_home(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path_factory.mktemp("cache", numbered=True)
+    monkeypatch.setenv(_profile.DIRECTORY, str(directory))
+
+
+@pytest.fixture(autouse=True)
 def _gates_are_new() -> Iterator[None]:
     # A port that the kernel hands out again is another server, not a paused one.
     yield

@@ -179,6 +179,32 @@ async def test_who_joins_has_a_share(tmp_path, anyio_backend):
     assert gate.share() > 0
 
 
+async def test_a_client_that_closes_leaves_the_host_to_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASYNCFETCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("ASYNCFETCH_CACHE_LOOPBACK", "1")
+    async with testing.serve(scale=0.05) as archive:
+        async with asyncfetch.Neuroscout(base_url=archive.neuroscout) as api:
+            (known, *_) = [
+                one for one in await api.analyses.get() if one["status"] == "PASSED"
+            ]
+            analysis = await api.analyses.get_analysis(known["hash_id"])
+            await analysis.get_status()  # no run: it has no end of its own
+            (facts,) = tmp_path.glob("*.json")
+            assert len(json.loads(facts.read_text())["processes"]) == 1
+        assert json.loads(facts.read_text())["processes"] == {}
+
+
+async def test_who_closes_leaves_nothing_that_a_run_needs(tmp_path):
+    profile = Profile("host", tmp_path, FakeGate())
+    async with profile.run():
+        await profile.join()
+        await profile.part()
+        facts = json.loads((tmp_path / "host.json").read_text())
+        assert len(facts["processes"]) == 1
+    facts = json.loads((tmp_path / "host.json").read_text())
+    assert facts["processes"] == {}
+
+
 async def test_nothing_is_remembered_of_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("ASYNCFETCH_CACHE", str(tmp_path / "cache"))
     async with (
