@@ -637,7 +637,7 @@ def shares(kills: int, chosen: list[Scenario]) -> list[int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=33)
+    parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--only", help="the name of a scenario")
     parser.add_argument("--folder", type=Path, help="where the datasets go")
