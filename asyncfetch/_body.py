@@ -110,23 +110,24 @@ class Body:
             )
         return self._inflated()
 
-    def _raw(self) -> Iterator[bytes]:
+    def _raw(self, most: int = SLICE) -> Iterator[bytes]:
         if isinstance(self.data, Path):
             with self.data.open("rb") as file:
-                while piece := file.read(SLICE):
+                while piece := file.read(most):
                     yield piece
-        elif self.size <= SLICE:
+        elif self.size <= most:
             yield self.data
         else:
-            for start in range(0, self.size, SLICE):
-                yield self.data[start : start + SLICE]
+            for start in range(0, self.size, most):
+                yield self.data[start : start + most]
 
     def _inflated(self) -> Iterator[bytes]:
         stream = None
         inflated = 0
         most = min(MAX_INFLATED, max(FREE_INFLATED, MAX_RATIO * self.size))
         try:
-            for piece in self._raw():
+            # Small pieces: what is not yet inflated of one is copied for each slice.
+            for piece in self._raw(SLICE // 4):
                 rest = piece
                 while rest:
                     if stream is None:

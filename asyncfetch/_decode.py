@@ -46,9 +46,10 @@ class ArrayDecoder(Generic[T]):
 def arrays(chunks: Iterable[bytes], decoder: ArrayDecoder[T]) -> Iterator[list[T]]:
     """Elements of a top-level JSON array, some at a time.
 
-    The buffer is cut at its last ``},{`` and decoded as an array of its own. If that
-    place is inside a string, the string has no end before the cut, so the piece cannot
-    decode and the cut before it is tried: a wrong cut never yields rows.
+    The buffer is cut at its last ``},{`` and decoded as an array of its own, in place:
+    a bracket stands where the comma was. If that place is inside a string, the string
+    has no end before the cut, so the piece cannot decode and the cut before it is
+    tried: a wrong cut never yields rows.
 
     Raises
     ------
@@ -57,46 +58,51 @@ def arrays(chunks: Iterable[bytes], decoder: ArrayDecoder[T]) -> Iterator[list[T
     DecodeError
         An element is not what the decoder expects, or the text is not JSON.
     """
-    rest = b""
+    text = bytearray()
     done = 0  # elements before the buffer, for the path in errors
     opened = False
     for chunk in chunks:
-        rest += chunk
+        text += chunk
         if not opened:
-            if not rest.strip():
+            if not text.strip():
                 continue
-            rest = _after_bracket(rest)
+            text = _from_bracket(text)
             opened = True
-        cut = rest.rfind(b"},{")
+        cut = text.rfind(b"},{")
         while cut >= 0:
-            text = b"[" + rest[: cut + 1] + b"]"
-            elements = _decoded(text, decoder, done)
+            text[cut + 1] = ord("]")
+            with memoryview(text)[: cut + 2] as piece:
+                elements = _decoded(piece, decoder, done)
             if elements is not None:
                 yield elements
                 done += len(elements)
-                rest = rest[cut + 2 :]
+                del text[1 : cut + 2]
                 break
-            cut = rest.rfind(b"},{", 0, cut)
-    text = b"[" + rest
-    elements = _decoded(text, decoder, done)
+            text[cut + 1] = ord(",")
+            cut = text.rfind(b"},{", 0, cut)
+    elements = _decoded(text or b"[", decoder, done)
     if elements is None:
         raise IntegrityError(
-            f"expected the end of a JSON array, got {excerpt(rest[-60:])!r} "
+            f"expected the end of a JSON array, got {excerpt(bytes(text[1:][-60:]))!r} "
             f"after {done} elements"
         )
     yield elements
 
 
-def _after_bracket(text: bytes) -> bytes:
+def _from_bracket(text: bytearray) -> bytearray:
     start = text.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"["):
         raise DecodeError(
-            f"expected array, got {excerpt(start)!r} - at $", path="$", code="not-array"
+            f"expected array, got {excerpt(bytes(start))!r} - at $",
+            path="$",
+            code="not-array",
         )
-    return start[1:]
+    return start
 
 
-def _decoded(text: bytes, decoder: ArrayDecoder[T], done: int) -> list[T] | None:
+def _decoded(
+    text: bytes | bytearray | memoryview, decoder: ArrayDecoder[T], done: int
+) -> list[T] | None:
     """Elements of *text*, or None when a string or object in it has no end."""
     try:
         return decoder.strict.decode(text)
@@ -106,6 +112,7 @@ def _decoded(text: bytes, decoder: ArrayDecoder[T], done: int) -> list[T] | None
     except msgspec.DecodeError as error:
         if "truncated" in str(error):
             return None
+        text = bytes(text)
         if b"NaN" not in text and b"Infinity" not in text:
             raise _malformed(error, done) from None
     try:
@@ -115,7 +122,7 @@ def _decoded(text: bytes, decoder: ArrayDecoder[T], done: int) -> list[T] | None
     except msgspec.DecodeError:
         pass  # the bare literals NaN and Infinity, which RFC 8259 forbids
     try:
-        return msgspec.convert(json.loads(text), decoder.tolerant.type)
+        return msgspec.convert(json.loads(bytes(text)), decoder.tolerant.type)
     except msgspec.ValidationError as error:
         raise _located(error, done) from None
     except json.JSONDecodeError as error:

@@ -99,16 +99,19 @@ def open_archive(scale: float, latency: float, log: Path) -> Iterator[str]:
 def ours(url: str, what: str, names: list[str]) -> dict[str, float]:
     """The same with asyncfetch."""
 
-    async def work() -> Any:
+    async def work() -> int:
         async with asyncfetch.Neuroscout(base_url=url) as api:
             scope = {"dataset_name": DATASET, "task_name": TASK}
             if what == "design":
-                return await api.fetch_predictors(names, **scope)
-            return await api.predictor_events.get(
-                predictor_name=names, output_type="df", **scope
-            )
+                frame = await api.fetch_predictors(names, **scope)
+            else:
+                frame = await api.predictor_events.get(
+                    predictor_name=names, output_type="df", **scope
+                )
+            # Not the frame: asyncio would write it out as text when the loop ends.
+            return len(frame)
 
-    return {"rows": len(anyio.run(work))}
+    return {"rows": anyio.run(work)}
 
 
 def theirs(python: str, url: str, what: str, names: list[str]) -> dict[str, float]:

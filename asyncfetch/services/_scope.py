@@ -19,7 +19,7 @@ from asyncfetch._decode import EXTRA, records_at
 from asyncfetch._model import Ask, Json, Request
 from asyncfetch.errors import ConfigurationError, NotFound
 from asyncfetch.services._paging import target
-from asyncfetch.services._table import Filter, Table, close, to_pandas
+from asyncfetch.services._table import Filter, Table, close
 
 Record = dict[str, Any]
 Resolving = Generator[Ask, tuple[Any, ...], Any]
@@ -303,7 +303,7 @@ class OfDataset(Table):
     """A table whose rows belong to data sets: a DataFrame has their names as well."""
 
     async def _frame(self, table: pa.Table) -> pd.DataFrame:
-        frame = to_pandas(table)
+        frame = await super()._frame(table)
         # All of them by one request, and not each by its id.
         found: list[Record] = []
         if table.num_rows:

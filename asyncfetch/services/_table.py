@@ -34,6 +34,7 @@ from asyncfetch._model import (
     Source,
     Stores,
 )
+from asyncfetch._threads import in_thread
 from asyncfetch.errors import ConfigurationError, NotFound
 
 OutputType = Literal["json", "df", "arrow"]
@@ -351,15 +352,15 @@ class Table:
             is_one = id is not None or self.description.is_single
             return records[0] if is_one and records else records[:limit]
         schema = plan.source.schema  # some filters add columns
-        table = pa.Table.from_batches(
-            [
-                as_schema(batch, schema)
-                for result in results
-                for batch in result.batches
-            ],
-            schema=schema,
-        )
-        table = table if limit is None else table.slice(0, limit)
+
+        def joined() -> pa.Table:
+            batches = [batch for result in results for batch in result.batches]
+            return pa.Table.from_batches(
+                [as_schema(batch, schema) for batch in batches], schema=schema
+            ).slice(0, limit)
+
+        # A million rows would keep the event loop for a second.
+        table = await in_thread(joined)
         return await self._frame(table) if output_type == "df" else table
 
     def stream(
@@ -391,7 +392,7 @@ class Table:
         )
 
     async def _frame(self, table: pa.Table) -> pd.DataFrame:
-        return to_pandas(table)
+        return await in_thread(lambda: to_pandas(table))
 
     def _source(self, filters: Mapping[str, Json]) -> Source:
         return self.description.source(filters)

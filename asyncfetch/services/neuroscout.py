@@ -400,22 +400,22 @@ class _Predictors(_Listing):
 # --- predictor events -----------------------------------------------------------------
 
 
-class _Event(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """One event as the server sends it."""
+class _Event(msgspec.Struct, gc=False, forbid_unknown_fields=True, kw_only=True):
+    """One event as the server sends it, and in its order: that is read quicker."""
 
+    duration: float | None = None
     onset: float
-    value: str
     predictor_id: int
     run_id: int
-    duration: float | None = None
     stimulus_id: int | None = None
+    value: str
 
 
-class _AnyEvent(_Event, gc=False, forbid_unknown_fields=False):
+class _AnyEvent(_Event, gc=False, forbid_unknown_fields=False, kw_only=True):
     """The same, with fields that this version does not know left aside."""
 
 
-class _TimedEvent(_Event, gc=False, forbid_unknown_fields=True):
+class _TimedEvent(_Event, gc=False, forbid_unknown_fields=True, kw_only=True):
     """One event as the server sends it with ``stimulus_timing``."""
 
     stimulus_onset: float | None = None
@@ -423,7 +423,7 @@ class _TimedEvent(_Event, gc=False, forbid_unknown_fields=True):
     stimulus_path: str | None = None
 
 
-class _AnyTimedEvent(_TimedEvent, gc=False, forbid_unknown_fields=False):
+class _AnyTimedEvent(_TimedEvent, gc=False, forbid_unknown_fields=False, kw_only=True):
     """The same, with fields that this version does not know left aside."""
 
 
@@ -832,21 +832,19 @@ _STIMULUS = {
 
 def _event_columns(chunks: Iterable[bytes], *, timed: bool) -> _Columns:
     has_unknown = False
-    onset, duration, predictor, run = [], [], [], []
+    onset, predictor, run = [], [], []
+    duration: list[pa.Array] = []
     value: list[pa.Array] = []
     names = list(_STIMULUS) if timed else ["stimulus_id"]
     stimulus: dict[str, list[pa.Array]] = {name: [] for name in names}
     for events in arrays(chunks, _TIMED_EVENTS_OF if timed else _EVENTS_OF):
         has_unknown |= bool(events) and type(events[0]) in (_AnyEvent, _AnyTimedEvent)
-        onset.append(_numbers(events, "onset", np.float64))
-        predictor.append(_numbers(events, "predictor_id", np.int64))
-        run.append(_numbers(events, "run_id", np.int64))
+        # A comprehension reads an attribute in half the time that map() takes for it.
+        onset.append(np.array([event.onset for event in events], np.float64))
+        predictor.append(_integers([event.predictor_id for event in events]))
+        run.append(_integers([event.run_id for event in events]))
         value.append(pa.array([event.value for event in events], pa.string()))
-        seconds = _numbers(events, "duration", np.float64)
-        if np.isnan(seconds).any():  # null here and there
-            duration.append(pa.array([e.duration for e in events], pa.float64()))
-        else:
-            duration.append(pa.array(seconds))
+        duration.append(pa.array([event.duration for event in events], pa.float64()))
         for name in names:
             values = list(map(attrgetter(name), events))
             kind = _STIMULUS[name]
@@ -865,8 +863,8 @@ def _event_columns(chunks: Iterable[bytes], *, timed: bool) -> _Columns:
     )
 
 
-def _numbers(events: list[Any], name: str, kind: Any) -> np.ndarray:
-    return np.fromiter(map(attrgetter(name), events), kind, len(events))
+def _integers(values: list[int]) -> np.ndarray:
+    return np.fromiter(values, np.int64, len(values))  # twice as quick as np.array
 
 
 def _event_batch(
@@ -895,12 +893,13 @@ def _event_batch(
     order = np.argsort(columns.onset)
     order = order[np.argsort(place[order].astype(np.uint16), kind="stable")]
     place = place[order].astype(np.int32)
-    value = columns.value.take(pa.array(order))
+    rows = pa.array(order)
+    value = columns.value.take(rows)
     count = len(order)
     text = _PerRun(place, runs)
     batch = pa.RecordBatch.from_arrays(
         [
-            columns.duration.take(pa.array(order)),
+            columns.duration.take(rows),
             pa.array(columns.onset[order]),
             pa.array(columns.predictor_id),
             pa.array(columns.run_id[order]),
@@ -913,7 +912,7 @@ def _event_batch(
             amplitudes(value),
             text.column(7),
             text.column(6),
-            *(one.take(pa.array(order)) for one in columns.stimulus),
+            *(one.take(rows) for one in columns.stimulus),
         ],
         names=_TIMED_EVENTS.names[: len(_EVENTS) + len(columns.stimulus) - 1],
     )
