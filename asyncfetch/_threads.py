@@ -16,7 +16,6 @@ from typing import Generic, TypeVar
 
 import anyio
 import anyio.to_thread
-import pyarrow as pa
 from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
@@ -46,20 +45,11 @@ async def in_decode_thread(call: Callable[[], T]) -> T:
 
     A thread for each body doubled the processor time.
     """
-
-    def decode() -> T:
-        try:
-            return call()
-        finally:
-            # The allocator keeps for a thread what others free: 52 MB were held when
-            # no more than 12 MB had ever been in use at once.
-            pa.default_memory_pool().release_unused()
-
     limiter = _decoding.get(None)
     if limiter is None:
         limiter = anyio.CapacityLimiter(1)
         _decoding.set(limiter)
-    return await in_thread(decode, limiter=limiter)
+    return await in_thread(call, limiter=limiter)
 
 
 async def surely_in_thread(call: Callable[[], T]) -> T:

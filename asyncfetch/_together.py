@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
+import pyarrow as pa
 
 from asyncfetch._model import Decoded, Item
 from asyncfetch._threads import in_decode_thread
@@ -92,14 +93,21 @@ class Together:
             self._open = None
         group.is_full.set()
 
+    def _found(self, group: _Group) -> list[Decoded | None]:
+        try:
+            return self._decode_many(group.bodies)
+        finally:
+            # The allocator keeps for a thread what others free: 52 MB were held when
+            # no more than 12 MB had ever been in use at once. Not so for large bodies:
+            # for them this would take a sixth of the time.
+            pa.default_memory_pool().release_unused()
+
     async def _lead(self, group: _Group) -> None:
         try:
             with anyio.move_on_after(LINGER):
                 await group.is_full.wait()
             self._close(group)
-            group.found = await in_decode_thread(
-                lambda: self._decode_many(group.bodies)
-            )
+            group.found = await in_decode_thread(lambda: self._found(group))
         except Exception:  # it shows when each is decoded alone
             logger.debug("a group could not be decoded together", exc_info=True)
         finally:
