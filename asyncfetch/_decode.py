@@ -412,8 +412,21 @@ def with_repeated(schema: pa.Schema, *names: str) -> pa.Schema:
     )
 
 
-def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The same rows with dictionary-encoded columns as the schema's plain ones."""
+def as_schema(
+    batch: pa.RecordBatch, schema: pa.Schema, *, encoded: bool = False
+) -> pa.RecordBatch:
+    """The same rows with dictionary-encoded columns as the schema's plain ones.
+
+    With *encoded* these stay as they are, under the schema's names.
+    """
+    if encoded:
+        kept = pa.schema(
+            [
+                field.with_type(column.type)
+                for column, field in zip(batch.columns, schema, strict=True)
+            ]
+        )
+        return pa.RecordBatch.from_arrays(batch.columns, schema=kept)
     columns = [
         column.cast(field.type) if pa.types.is_dictionary(column.type) else column
         for column, field in zip(batch.columns, schema, strict=True)

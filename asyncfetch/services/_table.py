@@ -353,15 +353,20 @@ class Table:
             return records[0] if is_one and records else records[:limit]
         schema = plan.source.schema  # some filters add columns
 
+        is_frame = output_type == "df"
+
         def joined() -> pa.Table:
-            batches = [batch for result in results for batch in result.batches]
-            return pa.Table.from_batches(
-                [as_schema(batch, schema) for batch in batches], schema=schema
-            ).slice(0, limit)
+            batches = [
+                as_schema(batch, schema, encoded=is_frame)
+                for result in results
+                for batch in result.batches
+            ]
+            found = batches[0].schema if batches else schema
+            return pa.Table.from_batches(batches, schema=found).slice(0, limit)
 
         # A million rows would keep the event loop for a second.
         table = await in_thread(joined)
-        return await self._frame(table) if output_type == "df" else table
+        return await self._frame(table) if is_frame else table
 
     def stream(
         self, *, on_error: Literal["raise", "report"] = "raise", **filters: Any
@@ -437,6 +442,8 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
         elif pa.types.is_integer(field.type) and field.nullable:
             dtype = {32: pd.Int32Dtype(), 64: pd.Int64Dtype()}[field.type.bit_width]
             columns[field.name] = values.to_pandas(types_mapper=lambda _: dtype)  # noqa: B023
+        elif pa.types.is_dictionary(field.type):  # as pandas keeps it, by one copy
+            columns[field.name] = values.cast(pa.large_string()).to_pandas()
         else:
             columns[field.name] = values.to_pandas()
     return pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
