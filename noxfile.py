@@ -1,9 +1,9 @@
-"""What must pass: ``nox`` runs lint, typing, all tests, faults and some kills."""
+"""What must pass: ``nox`` runs lint, typing, all tests with faults, and some kills."""
 
 import nox
 
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "typing", "tests", "faults", "crash"]
+nox.options.sessions = ["lint", "typing", "tests"]
 nox.options.error_on_external_run = True
 
 PROJECT = nox.project.load_toml("pyproject.toml")
@@ -11,6 +11,7 @@ GROUPS = PROJECT["dependency-groups"]
 # A test never asks what time it takes, so that several may run at once.
 AT_ONCE = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
 FAULTS = ["tests/test_faults.py", "tests/test_cancellation.py"]
+SOME_FAULTS = ["--rounds", "2"]
 
 
 @nox.session
@@ -31,17 +32,21 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests but those of ``faults``, against the installed package."""
+    """All tests, against the installed package; then what ``crash`` does.
+
+    In one environment: making another takes a minute.
+    """
     session.install(".", *GROUPS["test"])
-    others = [f"--ignore={file}" for file in FAULTS]
-    session.run("pytest", *AT_ONCE, *(session.posargs or others))
+    session.run("pytest", *AT_ONCE, *(session.posargs or SOME_FAULTS))
+    if not session.posargs:
+        session.run("python", "-m", "tests._kills")
 
 
 @nox.session
 def faults(session: nox.Session) -> None:
     """Faults from two seeds; ``-- --seed 7 --rounds 20 --every-step`` for more."""
     session.install(".", *GROUPS["test"])
-    session.run("pytest", *AT_ONCE, *FAULTS, *(session.posargs or ["--rounds", "2"]))
+    session.run("pytest", *AT_ONCE, *FAULTS, *(session.posargs or SOME_FAULTS))
 
 
 @nox.session
