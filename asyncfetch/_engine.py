@@ -639,13 +639,17 @@ class Run:
         if getattr(error, "is_fatal", False) or isinstance(error, ConfigurationError):
             raise error
         journal = self._journal
+        # A 404, or a page for people: most likely the URL is wrong.
+        is_astray = isinstance(error, NotFound) or (
+            isinstance(error, IntegrityError) and not self._interactive
+        )
         if (
-            isinstance(error, NotFound)
+            is_astray
             and not item.request.may_be_absent
             and journal.planned == 1
             and not journal.wants_more
         ):
-            raise error  # nothing else is there to be had: most likely a wrong URL
+            raise error  # nothing else is there to be had
         if not isinstance(error, TransportError):
             self._reached = True
         elif not self._reached:

@@ -201,6 +201,7 @@ def nowhere():
         (["simulate", "--port", "99999"], 2, "--port"),
         (["show", "neuroscout/datasets", "--base-url", "API"], 2, "404"),
         (["fetch", "neuroscout/runs", "-o", "x", "--base-url", "API"], 2, "404"),
+        (["fetch", "neuroscout/runs", "-o", "x", "--base-url", "HTML"], 3, "an HTML"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_a_status(
