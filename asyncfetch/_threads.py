@@ -11,16 +11,52 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 import anyio
 import anyio.to_thread
+import pyarrow as pa
 from anyio.lowlevel import RunVar
 
 T = TypeVar("T")
 
-_decoding: RunVar[anyio.CapacityLimiter] = RunVar("_decoding")
+# Seconds between two times of giving memory back, which takes some milliseconds, and
+# makes whatever comes next fetch it anew: a sixth of the time of large bodies.
+GIVE_BACK = 1.0
+
+
+@dataclass(slots=True)
+class _Decoding:
+    """What the calls of one event loop share."""
+
+    limiter: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(1)
+    )
+    gave_back: float = field(default_factory=time.monotonic)
+    """When memory was last given back."""
+
+    def run(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        finally:
+            if (now := time.monotonic()) - self.gave_back > GIVE_BACK:
+                self.gave_back = now
+                give_back()
+
+
+_decoding: RunVar[_Decoding] = RunVar("_decoding")
+
+
+def give_back() -> None:
+    """Let the allocator have what it keeps for this thread and others have freed.
+
+    Of small bodies 52 MB were held when no more than 12 MB had ever been in use.
+    """
+    pa.default_memory_pool().release_unused()
 
 
 async def in_thread(
@@ -45,11 +81,11 @@ async def in_decode_thread(call: Callable[[], T]) -> T:
 
     A thread for each body doubled the processor time.
     """
-    limiter = _decoding.get(None)
-    if limiter is None:
-        limiter = anyio.CapacityLimiter(1)
-        _decoding.set(limiter)
-    return await in_thread(call, limiter=limiter)
+    decoding = _decoding.get(None)
+    if decoding is None:
+        decoding = _Decoding()
+        _decoding.set(decoding)
+    return await in_thread(partial(decoding.run, call), limiter=decoding.limiter)
 
 
 async def surely_in_thread(call: Callable[[], T]) -> T:

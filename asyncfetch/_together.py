@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import anyio
-import pyarrow as pa
 
 from asyncfetch._model import Decoded, Item
-from asyncfetch._threads import in_decode_thread
+from asyncfetch._threads import give_back, in_decode_thread
 
 # What a call costs besides is small in so many.
 MOST = 16
@@ -97,10 +96,7 @@ class Together:
         try:
             return self._decode_many(group.bodies)
         finally:
-            # The allocator keeps for a thread what others free: 52 MB were held when
-            # no more than 12 MB had ever been in use at once. Not so for large bodies:
-            # for them this would take a sixth of the time.
-            pa.default_memory_pool().release_unused()
+            give_back()  # small bodies leave the most behind
 
     async def _lead(self, group: _Group) -> None:
         try:
