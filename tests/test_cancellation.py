@@ -114,8 +114,8 @@ async def leaving_nothing(archive, tmp_path, monkeypatch):
         assert gate["in_flight"] == 0
         assert gate["waiting"] == 0
         assert not list(spool.iterdir())
-        threads = _threads._decoding.get(None)
-        assert threads is None or threads.borrowed_tokens == 0
+        decoding = _threads._decoding.get(None)
+        assert decoding is None or decoding.limiter.borrowed_tokens == 0
         assert anyio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
         assert asyncio.all_tasks() == tasks
         await asyncio.sleep(0)
