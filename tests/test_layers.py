@@ -15,6 +15,8 @@ PACKAGE = Path(asyncfetch.__file__).parent
 ALLOWED = {
     "errors": set(),
     "_version": set(),
+    # Facts of a server: what the client checks by, the archive writes down.
+    "_alyx_schema": set(),
     "_body": {"errors"},
     "_model": {"_body", "errors"},
     "_retry": {"errors"},
@@ -73,6 +75,7 @@ ALLOWED = {
     },
     "_estimate": {"_dataset", "_engine", "_ledger", "_model", "errors"},
     "services": {
+        "_alyx_schema",
         "_auth",  # a service says how it knows its users
         "_decode",
         "_engine",
@@ -83,7 +86,7 @@ ALLOWED = {
         "services",
         "swc",
     },
-    "testing": {"errors", "swc", "testing"},
+    "testing": {"_alyx_schema", "errors", "swc", "testing"},
     "_demo": {"_dataset", "_verify", "errors"},  # what it runs, it runs as processes
     "_cli": {
         "_compact",

@@ -33,6 +33,10 @@ class Call:
     """The ``Content-Type`` of the body, or an empty text."""
     authorization: str = ""
     """The ``Authorization`` header, or an empty text."""
+    accept: str = ""
+    """The ``Accept`` header, or an empty text."""
+    origin: str = ""
+    """Scheme and host by which the client came: the beginning of links."""
     accepts_gzip: bool = False
     """The client sent ``Accept-Encoding`` with gzip in it."""
 

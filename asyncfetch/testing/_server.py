@@ -26,6 +26,7 @@ import anyio.to_thread
 from aiohttp import web
 from anyio.from_thread import BlockingPortal
 
+from asyncfetch.testing._alyx import AlyxFiles, AlyxService
 from asyncfetch.testing._answer import Answer, Call, Framing, Service
 from asyncfetch.testing._faults import Fault, FaultPlan, parse_faults
 from asyncfetch.testing._neuromorpho import NeuroMorphoService
@@ -69,7 +70,7 @@ class Archive:
     ----------
     url
         The server, without a final slash.
-    neuroscout, neuromorpho
+    neuroscout, neuromorpho, alyx
         Base URLs, in the form that the clients take them.
     account
         E-mail address and password of a user of Neuroscout.
@@ -116,6 +117,11 @@ class Archive:
         return f"{self.url}/neuromorpho"
 
     @property
+    def alyx(self) -> str:
+        """Base URL of Alyx."""
+        return f"{self.url}/alyx"
+
+    @property
     def log(self) -> Sequence[LogEntry]:
         """One entry per wire request that has ended, in the order of their ends."""
         if self._portal is not None:
@@ -131,11 +137,21 @@ class Archive:
 
     def environment(self) -> dict[str, str]:
         """Environment variables that lead every client to this archive."""
-        return {
+        urls = {
             name: self.url + path
             for service in self._services
             for name, path in service.environment.items()
         }
+        for service in self._services:
+            if isinstance(service, AlyxService):
+                urls |= service.credentials
+        return urls
+
+    def reset_tokens(self) -> None:
+        """Let Alyx forget every token that it gave out, as it does at releases."""
+        for service in self._services:
+            if isinstance(service, AlyxService):
+                service.reset_tokens()
 
     def script(self, target: str, faults: Iterable[Fault]) -> None:
         """Let the next requests whose target contains *target* meet *faults* in turn.
@@ -258,6 +274,8 @@ class Archive:
                     body=body,
                     content_type=request.headers.get("Content-Type", ""),
                     authorization=request.headers.get("Authorization", ""),
+                    accept=request.headers.get("Accept", ""),
+                    origin=f"http://{request.headers.get('Host', '')}",
                     accepts_gzip=accepts_gzip,
                 )
                 # For a service of a test, which adds up what it says: a hop to a thread
@@ -433,10 +451,17 @@ async def serve(
     plan = parse_faults(faults, seed=seed)
     neuroscout = NeuroscoutService(seed=seed, scale=scale)
     neuromorpho = NeuroMorphoService(seed=seed, scale=scale)
+    alyx = AlyxService(seed=seed, scale=scale)
     with _open_log(log) as log_file:
         archive = Archive(
-            (neuroscout, neuromorpho, NeuroVaultImages(neuroscout.analyses)),
-            Truth(neuroscout, neuromorpho),
+            (
+                neuroscout,
+                neuromorpho,
+                NeuroVaultImages(neuroscout.analyses),
+                alyx,
+                AlyxFiles(alyx, seed),
+            ),
+            Truth(neuroscout, neuromorpho, alyx),
             latency=latency,
             faults=plan,
             log=log_file,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from asyncfetch.testing._alyx import AlyxService
 from asyncfetch.testing._neuromorpho import NeuroMorphoService
 from asyncfetch.testing._neuroscout import NeuroscoutService
 
@@ -15,10 +16,14 @@ class Truth:
     """What the archive serves, as Python values."""
 
     def __init__(
-        self, neuroscout: NeuroscoutService, neuromorpho: NeuroMorphoService
+        self,
+        neuroscout: NeuroscoutService,
+        neuromorpho: NeuroMorphoService,
+        alyx: AlyxService,
     ) -> None:
         self._neuroscout = neuroscout
         self._neuromorpho = neuromorpho
+        self._alyx = alyx
 
     def datasets(self) -> list[Record]:
         """Neuroscout's datasets by id, inactive ones too, each with its ``runs``."""
@@ -70,6 +75,13 @@ class Truth:
     def source(self, neuron_id: int) -> bytes | None:
         """The bytes of the neuron's source file, or None where there is none."""
         return self._neuromorpho.source(neuron_id)
+
+    def alyx(self, endpoint: str, **filters: str) -> list[Record]:
+        """Alyx's distinct rows of an endpoint, with relations in them.
+
+        *filters* are parameters as they are sent.
+        """
+        return list(dict.fromkeys(self._alyx.rows(endpoint, filters)))
 
 
 def _ids(value: int | Iterable[int]) -> list[int]:
