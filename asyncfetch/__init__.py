@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from asyncfetch._engine import download
     from asyncfetch._model import Limits, Report
     from asyncfetch._version import __version__
+    from asyncfetch.services.alyx import Alyx
     from asyncfetch.services.neuromorpho import NeuroMorpho
     from asyncfetch.services.neuroscout import Neuroscout
 
 __all__ = [
+    "Alyx",
     "AsyncfetchError",
     "AuthenticationError",
     "Compaction",
@@ -60,6 +62,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Alyx": "asyncfetch.services.alyx",
     "Compaction": "asyncfetch._compact",
     "Limits": "asyncfetch._model",
     "NeuroMorpho": "asyncfetch.services.neuromorpho",

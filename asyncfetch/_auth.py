@@ -200,6 +200,8 @@ class TokenLogin:
         From status and body of a refusal: whether another token may help.
     where
         Whether a request bears the token.
+    given
+        A token to begin with, if there is one.
     clock
         Seconds that only go up.
 
@@ -217,6 +219,7 @@ class TokenLogin:
         scheme: str = "Bearer",
         stale: Callable[[int, bytes], bool] = refused,
         where: Callable[[Request], bool] = every,
+        given: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._request = Request(target=path, method="POST", body=json.dumps(fields))
@@ -227,7 +230,7 @@ class TokenLogin:
         self._where = where
         self._clock = clock
         self._until = math.inf
-        self._current: Fixed | None = None
+        self._current = None if given is None else token(given, scheme=scheme)
         self._former: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

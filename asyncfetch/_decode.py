@@ -324,6 +324,8 @@ def _converter(kind: pa.DataType, lenient: bool) -> Callable[[Any], Any]:
         return _to_bool
     if pa.types.is_date(kind):
         return _to_date
+    if pa.types.is_timestamp(kind):
+        return _to_time
     return _text_of if lenient else _to_text
 
 
@@ -380,6 +382,14 @@ def _to_date(value: Any) -> dt.date:
         return dt.date.fromisoformat(value)
     except (TypeError, ValueError):
         raise _Misfit("date") from None
+
+
+def _to_time(value: Any) -> dt.datetime:
+    """A time as sent: without a zone, unless the text names one."""
+    try:
+        return dt.datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise _Misfit("time") from None
 
 
 def _to_list(value: Any, inner: Callable[[Any], Any], lenient: bool) -> list[Any]:

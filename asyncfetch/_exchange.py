@@ -82,6 +82,11 @@ IMPATIENCE = 10.0
 LOOPBACK = Limits(concurrency=16)
 
 
+# What becomes of a refusal, of status, body and URL: an error of the service's own, or
+# None for the one that it would be for every service.
+Refusal: TypeAlias = Callable[[int, bytes, str], AsyncfetchError | None]
+
+
 def ignore(_event: Event, /) -> None:
     """Observe nothing."""
 
@@ -119,6 +124,11 @@ class Exchange:
     auth
         Credentials for the service, if it is to know who asks. They go to the origin of
         *base_url* alone, and into no event, log line, error or record.
+    refusal
+        Reads what the service says when it refuses. An error with ``is_final`` is not
+        tried again.
+    notice
+        Is shown the headers of every answer.
     """
 
     def __init__(
@@ -135,6 +145,8 @@ class Exchange:
         ca_file: str | None = None,
         tls_compat: str | None = None,
         auth: Auth | None = None,
+        refusal: Refusal | None = None,
+        notice: Callable[[Mapping[str, str]], object] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         try:
@@ -166,6 +178,8 @@ class Exchange:
                 f"expected user_agent and contact on one line, got {contact or who!r}"
             )
         self._auth = auth
+        self._refusal = refusal
+        self._notice = notice
         self._renewing = anyio.Lock()
         self._renewal_error: AuthenticationError | None = None
         self._transport = Transport(
@@ -419,7 +433,8 @@ class Exchange:
         self, request: Request, credentials: Credentials | None, asking: _Asking
     ) -> Response:
         asking.is_rejected = asking.is_excused = False
-        headers = {"Accept": "application/json" if request.media == "json" else "*/*"}
+        kind = "application/json" if request.media == "json" else "*/*"
+        headers = {"Accept": request.accept or kind}
         if isinstance(request.body, str):
             headers["Content-Type"] = "application/json"
         partial = asking.partial
@@ -467,6 +482,8 @@ class Exchange:
                 await self._refuse(response)
             finally:
                 await discard(response.body)
+        if self._notice is not None:
+            self._notice(response.headers)
         if partial is not None:
             response = replace(response, body=partial.exact(response.body))
         return response
@@ -474,6 +491,10 @@ class Exchange:
     async def _refuse(self, response: Response) -> None:
         status = response.status
         start = await in_thread(functools.partial(_beginning, response))
+        if self._refusal is not None:
+            own = self._refusal(status, start, response.url)
+            if own is not None:
+                raise own
         says = f"{status} from {response.url}: {excerpt(start)!r}"
         if status in {401, 403}:
             wants = "credentials" if self._auth is None else "other credentials"

@@ -72,6 +72,8 @@ class Request:
     """Only what :attr:`is_read` names is retried."""
     body: str | tuple[Part, ...] | None = field(default=None, repr=False)
     """JSON text to send, if any (a login is one), or the parts of a form."""
+    accept: str | None = None
+    """What the answer may be, where :attr:`media` does not say it; never planned."""
     may_be_absent: bool = False
     """Whether a 404 says that a thing is not there, and not that the URL is wrong."""
     file: FileWish | None = None

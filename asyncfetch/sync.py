@@ -33,7 +33,7 @@ from asyncfetch.services import client_class
 if TYPE_CHECKING:
     from asyncfetch._model import Report
 
-__all__ = ["NeuroMorpho", "Neuroscout", "download"]
+__all__ = ["Alyx", "NeuroMorpho", "Neuroscout", "download"]
 
 
 class _Loop:
@@ -124,6 +124,8 @@ class _Blocking:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._target, name)
+        if inspect.isawaitable(value):
+            return _faced(self._loop.call(lambda: value), self._loop)
         if not callable(value) or inspect.isclass(value):
             return _faced(value, self._loop)
 
@@ -235,6 +237,12 @@ class Neuroscout(_Client):
     """:class:`asyncfetch.Neuroscout`, blocking."""
 
     _service = "neuroscout"
+
+
+class Alyx(_Client):
+    """:class:`asyncfetch.Alyx`, blocking."""
+
+    _service = "alyx"
 
 
 class NeuroMorpho(_Client):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SERVICES = {
     "neuroscout": ("asyncfetch.services.neuroscout", "Neuroscout"),
     "neuromorpho": ("asyncfetch.services.neuromorpho", "NeuroMorpho"),
+    "alyx": ("asyncfetch.services.alyx", "Alyx"),
 }
 
 

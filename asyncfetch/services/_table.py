@@ -22,7 +22,7 @@ import pyarrow as pa
 from asyncfetch import _engine
 from asyncfetch._auth import Auth
 from asyncfetch._decode import JSON, as_schema
-from asyncfetch._exchange import Exchange
+from asyncfetch._exchange import Exchange, Refusal
 from asyncfetch._model import (
     Block,
     Decoded,
@@ -338,8 +338,8 @@ class Table:
         _check_limit(limit)
         if id is not None:
             plan = self._plan_of_one(plain(id), filters)
-        else:  # no rows need no items
-            plan = self.plan(limit=0 if limit == 0 else None, **filters)
+        else:
+            plan = self._plan_of_rows(limit, filters)
         results = await _engine.collect(
             plan, as_records=output_type == "json", limit=limit
         )
@@ -401,6 +401,12 @@ class Table:
 
     def _source(self, filters: Mapping[str, Json]) -> Source:
         return self.description.source(filters)
+
+    def _plan_of_rows(
+        self, limit: int | None, filters: Mapping[str, Any]
+    ) -> _engine.Plan:
+        """What :meth:`get` asks; no rows need no items."""
+        return self.plan(limit=0 if limit == 0 else None, **filters)
 
     def _plan_of_one(self, key: Any, filters: Mapping[str, Any]) -> _engine.Plan:
         if filters:
@@ -479,6 +485,8 @@ class Client:
         is too weak for OpenSSL's defaults. Certificates are verified all the same.
     auth
         Made by the service's client from the credentials that it takes.
+    refusal, notice
+        How the service's client reads refusals, and headers of answers.
     """
 
     service: ClassVar[str]
@@ -501,6 +509,8 @@ class Client:
         ca_file: str | None = None,
         tls_compat: Literal["no-dhe", "seclevel1"] | None = None,
         auth: Auth | None = None,
+        refusal: Refusal | None = None,
+        notice: Callable[[Mapping[str, str]], object] | None = None,
     ) -> None:
         if tls_compat not in {None, "no-dhe", "seclevel1"}:
             raise ConfigurationError(
@@ -518,6 +528,8 @@ class Client:
             ca_file=ca_file,
             tls_compat=tls_compat,
             auth=auth,
+            refusal=refusal,
+            notice=notice,
         )
         self._tables = {
             description.name: (description.table or Table)(self, description)

@@ -1,0 +1,551 @@
+"""Alyx, the database of the International Brain Laboratory: every table, exactly.
+
+What ``one.alyx.rest(…)`` does, awaitable. Lists are read by ranges of keys and not by
+offset (:mod:`asyncfetch.services._listing`), filters are quoted so that the server
+reads what was meant (:mod:`asyncfetch.services._lookups`), and a call that the server
+would misread is an error with the nearest names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from asyncfetch import _engine
+from asyncfetch._alyx_schema import ENDPOINTS, PAGE, Endpoint
+from asyncfetch._decode import document, records_at, whole
+from asyncfetch._model import Limits, Part, Request
+from asyncfetch.errors import (
+    ConfigurationError,
+    ItemError,
+    NotFound,
+    TransportError,
+)
+from asyncfetch.services import _schemes
+from asyncfetch.services._listing import (
+    AlyxTable,
+    Listing,
+    filters_of,
+    one_request,
+    schema_of,
+)
+from asyncfetch.services._paging import target
+from asyncfetch.services._refusals import login, notices_in, refusal
+from asyncfetch.services._table import Client, Description
+
+logger = logging.getLogger("asyncfetch")
+
+# 550 requests a minute are granted; parallel heavy ones took the public server down.
+_LIMITS = Limits(rate=8.0, concurrency=4)
+_BYTES = {"datasets": 1500, "sessions": 400, "subjects": 900, "insertions": 1200}
+
+
+def _description(endpoint: Endpoint) -> Description:
+    schema = schema_of(endpoint)
+    return Description(
+        name=endpoint.name,
+        summary=f"The list of {endpoint.name}",
+        item=f"requests of up to {PAGE} {endpoint.name}",
+        item_bytes=700.0 * _BYTES.get(endpoint.name, 300),
+        filters=filters_of(endpoint),
+        schema=schema,
+        row_key=endpoint.identity,
+        table=AlyxTable,
+        source=lambda filters: Listing(
+            endpoint=endpoint, filters=filters, schema=schema
+        ),
+        one=partial(one_request, endpoint) if "R" in endpoint.actions else None,
+    )
+
+
+class _Soon:
+    """What an awaitable call gives, awaited where it stands as an attribute."""
+
+    def __init__(self, call: Callable[[], Awaitable[Any]]) -> None:
+        self._call = call
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._call().__await__()
+
+
+class Alyx(Client):
+    """https://openalyx.internationalbrainlab.org, or another server of Alyx.
+
+    Parameters
+    ----------
+    username, password
+        Of an account; the service gives out a token for them.
+    token
+        One that was given out before. With a name and a password as well, another is
+        got when it is no longer good.
+    """
+
+    service = "alyx"
+    default_url = "https://openalyx.internationalbrainlab.org"
+    default_limits = _LIMITS
+    limits_source = "it grants 550 requests a minute, and heavy ones took it down"
+    descriptions: ClassVar[tuple[Description, ...]] = tuple(
+        _description(one) for one in ENDPOINTS.values() if one.is_listed
+    )
+
+    channels: AlyxTable
+    datasets: AlyxTable
+    files: AlyxTable
+    insertions: AlyxTable
+    sessions: AlyxTable
+    subjects: AlyxTable
+    tasks: AlyxTable
+    trajectories: AlyxTable
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> None:
+        self._noticed: set[str] = set()
+        super().__init__(
+            base_url=base_url,
+            auth=login(username, password, token),
+            refusal=refusal,
+            notice=self._notice,
+            **options,
+        )
+        self._schemes: _schemes.Schemes | None = None
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """A client set up by the environment.
+
+        ``ALYX_USER`` and ``ALYX_PASSWORD``, or ``ALYX_TOKEN``, and ``ALYX_URL`` for
+        another server; ``ASYNCFETCH_ALYX_URL`` goes before that.
+        """
+        for name, variable in (
+            ("username", "ALYX_USER"),
+            ("password", "ALYX_PASSWORD"),
+            ("token", "ALYX_TOKEN"),
+        ):
+            if os.environ.get(variable):
+                options.setdefault(name, os.environ[variable])
+        if os.environ.get("ALYX_URL") and not os.environ.get("ASYNCFETCH_ALYX_URL"):
+            options.setdefault("base_url", os.environ["ALYX_URL"])
+        return super().from_env(**options)
+
+    @property
+    def alyx(self) -> Self:
+        """The client itself, so that ``one.alyx.rest(…)`` reads as printed."""
+        return self
+
+    @property
+    def offline(self) -> bool:
+        """Whether it answers without a server: never."""
+        return False
+
+    # --- what there is ----------------------------------------------------------------
+
+    @property
+    def rest_schemes(self) -> Any:
+        """To be awaited: endpoints, actions and fields, as the server says them."""
+        return _Soon(self._ask_schemes)
+
+    async def _ask_schemes(self) -> _schemes.Schemes:
+        if self._schemes is None:
+            try:
+                self._schemes = _schemes.read(await self._ask_document())
+            except TransportError as error:
+                logger.warning(
+                    "%s is not there (%s): going by the copy of its schema in this "
+                    "package",
+                    self.exchange.base_url,
+                    error,
+                )
+                return _schemes.bundled()
+        return self._schemes
+
+    async def _ask_document(self) -> Any:
+        try:
+            return await self._json(Request(target="/api/schema"))
+        except NotFound:  # a server from before version 3.3.1
+            old = Request(target="/docs/", accept="application/coreapi+json")
+            return await self._json(old)
+
+    async def list_endpoints(self) -> list[str]:
+        """Names of the endpoints that the server has."""
+        return (await self._ask_schemes()).endpoints
+
+    async def print_endpoint_info(
+        self, endpoint: str, action: str | None = None
+    ) -> Any:
+        """Print the parameters of an endpoint's action, or of all; return them."""
+        return (await self._ask_schemes()).print_endpoint_info(endpoint, action)
+
+    # --- calls ------------------------------------------------------------------------
+
+    async def rest(
+        self,
+        endpoint: str | None = None,
+        action: str | None = None,
+        id: Any = None,  # noqa: A002 - the service's own word
+        data: Any = None,
+        files: Mapping[str, Any] | None = None,
+        **filters: Any,
+    ) -> Any:
+        """The answer to a call of the REST API.
+
+        Parameters
+        ----------
+        endpoint, action
+            Without an action, what there is gets printed and returned.
+        id
+            What one record is named by, or its URL.
+        data
+            The record, or the fields of it that change.
+        files
+            Paths of files that go with *data* as a form.
+        **filters
+            Of a list. ``django`` may be a dict. ``limit`` is a number of rows; with
+            ``offset`` it is one page as the server cuts it.
+
+        Returns
+        -------
+        list, dict or None
+            All records that match, each once; one record; nothing for a deletion.
+
+        Raises
+        ------
+        ConfigurationError
+            There is no such endpoint, action or filter, or a value would be misread.
+        ResponseError, NotFound, AuthenticationError
+            The service says no, with its words.
+        """
+        if endpoint is None:
+            names = await self.list_endpoints()
+            _schemes.say(repr(names))
+            return names
+        if action is None:
+            schemes = await self._ask_schemes()
+            schemes.print_endpoint_info(endpoint)
+            return schemes.actions(endpoint)
+        action = action.replace("-", "_")
+        schemes = await self._schemes_with(endpoint, action)
+        method = schemes.action(endpoint, action)["action"].upper()
+        if action == "list":
+            return await self._list(endpoint, {**filters, "id": id}, schemes)
+        if action == "read":
+            return await self._read(endpoint, id, filters, schemes)
+        if filters:
+            raise ConfigurationError(
+                f"expected data for {action}, got filters: {', '.join(filters)}"
+            )
+        if action == "create":
+            where = f"/{endpoint}"
+        else:
+            where = one_request(_endpoint(endpoint), _needed(id, action)).target
+        if data is None and action != "delete":
+            raise ConfigurationError(f"expected data for {action}, got none")
+        request = Request(
+            target=where,
+            method=method,
+            body=None if action == "delete" else _body(data, files),
+            # A record that is gone has no body; it would be no JSON.
+            media="bytes" if action == "delete" else "json",
+        )
+        return await self._json(request)
+
+    async def _schemes_with(self, endpoint: str, action: str) -> _schemes.Schemes:
+        """The copy in the package where it knows the call, else the server's own."""
+        schemes = self._schemes or _schemes.bundled()
+        if action not in schemes.get(endpoint, {}):
+            schemes = await self._ask_schemes()
+        schemes.action(endpoint, action)
+        return schemes
+
+    async def _list(
+        self, endpoint: str, filters: Mapping[str, Any], schemes: _schemes.Schemes
+    ) -> Any:
+        given = {name: one for name, one in filters.items() if one is not None}
+        limit, offset = given.pop("limit", None), given.pop("offset", None)
+        known = ENDPOINTS.get(endpoint)
+        if known is not None and not known.is_listed:
+            return await self._json(
+                Request(target=target(f"/{endpoint}", _texts(given)))
+            )
+        table = await self._table_with(endpoint, given, schemes)
+        if offset is not None:
+            return await self._page(table, given, limit, offset)
+        try:
+            found = await table.get(limit=limit, **given)
+        except ItemError as error:
+            if error.cause is None:
+                raise
+            raise error.cause from error
+        return _in_order(endpoint, found) if limit is None else found
+
+    async def _page(
+        self, table: AlyxTable, given: Mapping[str, Any], limit: Any, offset: Any
+    ) -> Any:
+        checked = table.description.check(table.plain(given))
+        paging = {"limit": limit or PAGE, "offset": offset}
+        where = target(f"/{table.description.name}", _texts({**checked, **paging}))
+        return records_at(await self._json(Request(target=where)), ("results",))
+
+    async def _table_with(
+        self, endpoint: str, given: Mapping[str, Any], schemes: _schemes.Schemes
+    ) -> AlyxTable:
+        """The table of an endpoint, with what filters the server has beyond ours."""
+        known = ENDPOINTS.get(endpoint)
+        names = {name.replace("-", "_") for name in given}
+        if known is None or not names <= known.filters.keys():
+            schemes = await self._ask_schemes()
+            names = set(schemes.field_names(endpoint, "list")) - {"limit", "offset"}
+            known = known or Endpoint(name=endpoint, actions="LR", identity=None)
+            beyond = dict.fromkeys(names - known.filters.keys(), "s")
+            known = replace(
+                known,
+                filters=dict(sorted({**known.filters, **beyond}.items())),
+                has_django="django" in names,
+            )
+            return AlyxTable(self, _description(known))
+        table = self.table(endpoint)
+        assert isinstance(table, AlyxTable)
+        return table
+
+    async def _read(
+        self,
+        endpoint: str,
+        key: Any,
+        filters: Mapping[str, Any],
+        schemes: _schemes.Schemes,
+    ) -> Any:
+        names = {*schemes.field_names(endpoint, "read"), "start_date", "end_date"}
+        if unknown := filters.keys() - names:
+            raise ConfigurationError(
+                f"expected an id for read, got filters: {', '.join(sorted(unknown))}"
+            )
+        request = one_request(_endpoint(endpoint), _needed(key, "read"))
+        where = target(request.target, _texts(filters))
+        found = await self._json(Request(target=where))
+        if endpoint == "water-type" and isinstance(found, Mapping):
+            for one in found.get("results", ()):  # the service sends its list
+                if one.get("name") == str(key):
+                    return one
+            raise NotFound(f"alyx has no water-type {key!r}")
+        return found
+
+    async def _json(self, request: Request) -> Any:
+        def read(chunks: Any, _response: Any) -> Any:
+            if request.media == "bytes":
+                text = whole(chunks)
+                return json.loads(text) if text.strip() else None
+            return document(chunks)
+
+        answer = await self.exchange.ask(request, read, interactive=True)
+        return answer.value
+
+    def _notice(self, headers: Mapping[str, str]) -> None:
+        for text in notices_in(headers):
+            if text not in self._noticed:
+                self._noticed.add(text)
+                logger.warning("%s: %s", self.exchange.base_url, text)
+
+    # --- JSON fields ------------------------------------------------------------------
+
+    async def json_field_write(
+        self,
+        endpoint: str,
+        uuid: Any,
+        field_name: str = "json",
+        data: Any = None,
+    ) -> Any:
+        """Replace a JSON field; what it holds then."""
+        return await self._patched(endpoint, uuid, field_name, data)
+
+    async def json_field_update(
+        self,
+        endpoint: str,
+        uuid: Any,
+        field_name: str = "json",
+        data: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Set keys of a JSON field, the others kept; what it holds then.
+
+        Read from the service first. Who writes at the same time may undo it: the
+        service has no locks.
+        """
+        current = await self._current(endpoint, uuid, field_name)
+        return await self._patched(
+            endpoint, uuid, field_name, {**current, **(data or {})}
+        )
+
+    async def json_field_remove_key(
+        self, endpoint: str, uuid: Any, field_name: str = "json", key: str | None = None
+    ) -> Any:
+        """Remove a key of a JSON field; what it holds then.
+
+        Raises
+        ------
+        NotFound
+            There is no such key.
+        """
+        current = await self._current(endpoint, uuid, field_name)
+        if key not in current:
+            raise NotFound(f"{field_name} of {endpoint} {uuid} has no key {key!r}")
+        rest = {name: one for name, one in current.items() if name != key}
+        return await self._patched(endpoint, uuid, field_name, rest)
+
+    async def json_field_delete(
+        self, endpoint: str, uuid: Any, field_name: str = "json"
+    ) -> None:
+        """Empty a JSON field."""
+        await self._patched(endpoint, uuid, field_name, None)
+
+    async def _current(self, endpoint: str, key: Any, name: str) -> Mapping[str, Any]:
+        record = await self.rest(endpoint, "read", id=key)
+        if name not in record:
+            raise ConfigurationError(f"{endpoint} of alyx has no field {name!r}")
+        found = record[name]
+        if isinstance(found, str):  # some hold JSON as a text
+            with contextlib.suppress(ValueError):
+                found = json.loads(found)
+        if found is None:
+            return {}
+        if not isinstance(found, Mapping):
+            raise ConfigurationError(
+                f"expected an object in {name} of {endpoint} {key}, got "
+                f"{type(found).__name__}: use json_field_write"
+            )
+        return found
+
+    async def _patched(self, endpoint: str, key: Any, name: str, value: Any) -> Any:
+        record = await self.rest(endpoint, "partial_update", id=key, data={name: value})
+        return record[name]
+
+    # --- sessions ---------------------------------------------------------------------
+
+    async def to_eid(self, of: Any) -> Any:
+        """The id of the session, or of each, that something is or belongs to.
+
+        Parameters
+        ----------
+        of
+            A UUID, a URL or path of a session or of its files, a reference such as
+            ``2019-12-03_1_KS014``, a record, or a list or table of them. Only what
+            holds no id is asked for.
+
+        Returns
+        -------
+        str or list of str
+
+        Raises
+        ------
+        NotFound
+            There is no such session.
+        """
+        if hasattr(of, "to_pylist"):  # Arrow
+            of = of.to_pylist()
+        elif hasattr(of, "to_dict") and hasattr(of, "columns"):  # pandas
+            of = of.to_dict("records")
+        if isinstance(of, Sequence) and not isinstance(of, str | bytes):
+            calls = [partial(self.to_eid, one) for one in of]
+            return await _engine.side_by_side(calls, at_once=4)
+        known = _eid_in(of)
+        if isinstance(known, str):
+            return known
+        subject, date, number = known
+        found = await self.rest(
+            "sessions", "list", subject=subject, date_range=[date, date], number=number
+        )
+        if len(found) != 1:
+            raise NotFound(
+                f"alyx has {len(found) or 'no'} sessions of {subject} on {date} with "
+                f"number {number}"
+            )
+        return found[0]["id"]
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_REFERENCE = re.compile(r"(\d{4}-\d\d-\d\d)_(\d{1,3})_([\w-]+)")
+_PATH = re.compile(r"([\w-]+)/(\d{4}-\d\d-\d\d)/(\d{1,3})(?:/|$)")
+
+
+def _eid_in(of: Any) -> str | tuple[str, str, int]:
+    """The id of a session, or its subject, date and number."""
+    if isinstance(of, uuid.UUID):
+        return str(of)
+    if isinstance(of, Mapping):
+        info = of.get("session_info")
+        if isinstance(info, Mapping) and info.get("id"):
+            return str(info["id"])
+        for name in ("eid", "session", "id", "url"):
+            found = of.get(name)
+            if isinstance(found, Mapping):  # of a trajectory
+                found = found.get("id")
+            if isinstance(found, str | uuid.UUID):
+                return _eid_in(found)
+        of = of.get("session_path") or ""
+    text = str(of).replace("\\", "/")
+    if found := _UUID.fullmatch(text):
+        return found[0].lower()
+    if found := re.search(rf"/sessions/({_UUID.pattern})", text, re.IGNORECASE):
+        return found[1].lower()
+    if found := _REFERENCE.fullmatch(text):
+        return found[3], found[1], int(found[2])
+    if found := _PATH.search(text):
+        return found[1], found[2], int(found[3])
+    raise ConfigurationError(
+        f"expected a session's id, URL, path or reference like 2019-12-03_1_KS014, got "
+        f"{text[:100]!r}"
+    )
+
+
+def _endpoint(name: str) -> Endpoint:
+    return ENDPOINTS.get(name) or Endpoint(name=name, actions="")
+
+
+def _needed(key: Any, action: str) -> Any:
+    if key is None:
+        raise ConfigurationError(f"expected id for {action}, got none")
+    return key
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: ",".join(map(str, one)) if isinstance(one, list | tuple) else str(one)
+        for name, one in values.items()
+        if one is not None
+    }
+
+
+def _body(data: Any, files: Mapping[str, Any] | None) -> str | tuple[Part, ...]:
+    if not files:
+        return data if isinstance(data, str) else json.dumps(data, default=str)
+    parts = [Part(name=name, value=text) for name, text in _texts(data).items()]
+    for name, file in files.items():
+        # An open file is read again, from its beginning.
+        path = file if isinstance(file, str | Path) else file.name
+        parts.append(Part(name=name, value=Path(path)))
+    return tuple(parts)
+
+
+# Ranges of keys give rows in no order; that of the service is put back.
+_ORDERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "sessions": lambda one: one.get("start_time") or "",
+    "insertions": lambda one: (one.get("session_info") or {}).get("start_time") or "",
+}
+
+
+def _in_order(endpoint: str, found: list[Any]) -> list[Any]:
+    if endpoint in _ORDERS:
+        return sorted(found, key=_ORDERS[endpoint], reverse=True)
+    return found
