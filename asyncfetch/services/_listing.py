@@ -128,7 +128,7 @@ class Listing:
             if count > PAGE and self._has_ranges:
                 items += self._ranges(whole, 0, _KEYS, _shards(count))
             else:
-                items.append(self._item(whole))
+                items.append(self.item(whole))
         yield Block(tuple(items))
 
     @property
@@ -186,7 +186,8 @@ class Listing:
                 pairs.append((f"{name}__{lookup}", bound))
         return joined(pairs)
 
-    def _item(self, context: Mapping[str, Any]) -> Item:
+    def item(self, context: Mapping[str, Any]) -> Item:
+        """The item that asks for the rows of a context: a query, a range, a page."""
         words = [f"{name}={value}" for name, value in context.items()]
         return Item(
             key=" ".join(words) or "all",
@@ -204,13 +205,16 @@ class Listing:
                 "low": f"{start:032x}",
                 "high": f"{end:032x}" if end < _KEYS else None,
             }
-            yield self._item({**context, **ends})
+            yield self.item({**context, **ends})
 
     def decode(
         self, item: Item, chunks: Iterator[bytes], *, as_records: bool
     ) -> Decoded:
         """Rows of one answer; one that does not hold them all leads to others."""
-        body = document(chunks)
+        return self.read(item, document(chunks), as_records=as_records)
+
+    def read(self, item: Item, body: Any, *, as_records: bool) -> Decoded:
+        """As :meth:`decode`, of a body that is decoded already."""
         if item.context.get("one"):
             return self._decoded([body], as_records)
         records = body if isinstance(body, list) else records_at(body, ("results",))
@@ -236,7 +240,7 @@ class Listing:
         if "offset" in item.context:
             return found
         offsets = range(len(records), count, len(records)) if records else ()
-        more = (self._item({**item.context, "offset": one}) for one in offsets)
+        more = (self.item({**item.context, "offset": one}) for one in offsets)
         return replace(found, detail={"count": count}, follow_up=tuple(more))
 
     def _repeats(self, records: list[Any]) -> bool:
@@ -255,8 +259,8 @@ class Listing:
             if middle is None or middle == low:
                 raise self._stuck(item, count)
             return (
-                self._item({**outer, "low": low, "high": middle}),
-                self._item({**outer, "low": middle, "high": high}),
+                self.item({**outer, "low": low, "high": middle}),
+                self.item({**outer, "low": middle, "high": high}),
             )
         low = int(context.get("low") or "0", 16)
         high = int(context["high"], 16) if context.get("high") else _KEYS

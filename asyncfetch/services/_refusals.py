@@ -53,6 +53,23 @@ def login(username: str | None, password: str | None, token: str | None) -> Auth
     )
 
 
+def data_login(username: str | None, password: str | None) -> Auth | None:
+    """How the web server of private files knows its user; sent before it is asked for.
+
+    Raises
+    ------
+    ConfigurationError
+        One of the two is missing.
+    """
+    if not username and not password:
+        return None
+    if not username or not password:
+        raise ConfigurationError(
+            "expected data_username and data_password, got one of them"
+        )
+    return _auth.basic(username, password)
+
+
 def refusal(status: int, body: bytes, url: str) -> AsyncfetchError | None:
     """The error that a refusal of the service is; None where it says nothing of it.
 

@@ -9,28 +9,31 @@ would misread is an error with the nearest names.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from asyncfetch import _engine
 from asyncfetch._alyx_schema import ENDPOINTS, PAGE, Endpoint
+from asyncfetch._dataset import open_dataset
 from asyncfetch._decode import document, records_at, whole
-from asyncfetch._model import Limits, Part, Request
+from asyncfetch._model import Limits, Part, Report, Request
+from asyncfetch._threads import in_thread
 from asyncfetch.errors import (
     ConfigurationError,
     ItemError,
     NotFound,
     TransportError,
 )
-from asyncfetch.services import _schemes
+from asyncfetch.services import _datafiles, _schemes
 from asyncfetch.services._listing import (
     AlyxTable,
     Listing,
@@ -39,8 +42,8 @@ from asyncfetch.services._listing import (
     schema_of,
 )
 from asyncfetch.services._paging import target
-from asyncfetch.services._refusals import login, notices_in, refusal
-from asyncfetch.services._table import Client, Description
+from asyncfetch.services._refusals import data_login, login, notices_in, refusal
+from asyncfetch.services._table import Client, Description, members
 
 logger = logging.getLogger("asyncfetch")
 
@@ -67,6 +70,24 @@ def _description(endpoint: Endpoint) -> Description:
     )
 
 
+_DATASETS = _description(ENDPOINTS["datasets"])
+_DATA_FILES = Description(
+    name="data-files",
+    summary="The files of datasets, under their ALF paths",
+    item="data files",
+    item_bytes=10e6,
+    files="always",
+    filters=(*_datafiles.FILTERS, *_DATASETS.filters),
+    schema=_datafiles.SCHEMA,
+    row_key="id",
+    table=_datafiles.DataFilesTable,
+    source=lambda filters: _datafiles.source_of(
+        Listing(endpoint=ENDPOINTS["datasets"], filters={}, schema=_DATASETS.schema),
+        filters,
+    ),
+)
+
+
 class _Soon:
     """What an awaitable call gives, awaited where it stands as an attribute."""
 
@@ -75,6 +96,14 @@ class _Soon:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         return self._call().__await__()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Downloaded(Report):
+    """What a download of files came to."""
+
+    paths: tuple[Path, ...] = ()
+    """Where the files are, in the order in which they were asked for."""
 
 
 class Alyx(Client):
@@ -87,14 +116,17 @@ class Alyx(Client):
     token
         One that was given out before. With a name and a password as well, another is
         got when it is no longer good.
+    data_server, data_username, data_password
+        The web server of private files, and an account there: it goes nowhere else.
     """
 
     service = "alyx"
     default_url = "https://openalyx.internationalbrainlab.org"
     default_limits = _LIMITS
     limits_source = "it grants 550 requests a minute, and heavy ones took it down"
-    descriptions: ClassVar[tuple[Description, ...]] = tuple(
-        _description(one) for one in ENDPOINTS.values() if one.is_listed
+    descriptions: ClassVar[tuple[Description, ...]] = (
+        *(_description(one) for one in ENDPOINTS.values() if one.is_listed),
+        _DATA_FILES,
     )
 
     channels: AlyxTable
@@ -112,6 +144,10 @@ class Alyx(Client):
         username: str | None = None,
         password: str | None = None,
         token: str | None = None,
+        *,
+        data_server: str = "https://ibl.flatironinstitute.org",
+        data_username: str | None = None,
+        data_password: str | None = None,
         **options: Any,
     ) -> None:
         self._noticed: set[str] = set()
@@ -123,6 +159,22 @@ class Alyx(Client):
             **options,
         )
         self._schemes: _schemes.Schemes | None = None
+        # The user's limits are meant for the database.
+        others = {name: one for name, one in options.items() if name != "limits"}
+        others.pop("tls_compat", None)
+        self.data_servers = _datafiles.DataServers(
+            self.exchange,
+            origin=data_server,
+            auth=data_login(data_username, data_password),
+            options=others,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections. The client may be used again afterwards."""
+        try:
+            await super().aclose()
+        finally:
+            await self.data_servers.aclose()
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:
@@ -430,6 +482,65 @@ class Alyx(Client):
     async def _patched(self, endpoint: str, key: Any, name: str, value: Any) -> Any:
         record = await self.rest(endpoint, "partial_update", id=key, data={name: value})
         return record[name]
+
+    # --- files ------------------------------------------------------------------------
+
+    async def download(
+        self,
+        datasets: Any,
+        dest: str | Path,
+        *,
+        source: str = "auto",
+        keep_uuid: bool = False,
+        progress: bool = False,
+    ) -> Downloaded:
+        """Files of datasets, below *dest* under their ALF paths.
+
+        Each is compared with size and checksum before it gets its name. What is there
+        already is not asked for again, and a large file goes on where it broke off.
+
+        Parameters
+        ----------
+        datasets
+            Records, ids or URLs of datasets, or a table of them.
+        dest
+            A directory; ``_downloads`` in it keeps what was done.
+        source
+            ``s3`` for the public bucket, ``http`` for the web server, ``auto`` for the
+            first of them that has a file.
+        keep_uuid
+            Whether names keep the dataset's id.
+
+        Returns
+        -------
+        Downloaded
+            A report with ``paths``, in the order of *datasets*, of those that came. The
+            others are in ``failed``, or are counted as ``missing``.
+        """
+        if hasattr(datasets, "to_pylist"):  # Arrow
+            datasets = datasets.to_pylist()
+        elif hasattr(datasets, "columns"):  # pandas
+            datasets = datasets.to_dict("records")
+        elif isinstance(datasets, Mapping):
+            datasets = [datasets]
+        ids = [_datafiles.dataset_id(one) for one in members(datasets)]
+        plan = self.table("data-files").plan(
+            dataset=ids, source=source, keep_uuid=keep_uuid
+        )
+        root = Path(dest)
+        words = json.dumps(plan.filters, sort_keys=True).encode()
+        records = root / "_downloads" / hashlib.sha256(words).hexdigest()[:16]
+        report = await _engine.download(plan, records, files=root, progress=progress)
+        rows = await in_thread(
+            lambda: open_dataset(records).rows.to_table(columns=["id", "path"])
+        )
+        found = dict(
+            zip(*(rows[name].to_pylist() for name in ("id", "path")), strict=True)
+        )
+        return Downloaded(
+            **{one.name: getattr(report, one.name) for one in fields(report)},
+            paths=tuple(root / found[one] for one in ids if one in found),
+        )
 
     # --- sessions ---------------------------------------------------------------------
 
