@@ -941,6 +941,9 @@ def test_blocking_code_has_an_archive_in_a_thread():
         assert archive.environment() == {
             "ASYNCFETCH_NEUROSCOUT_URL": archive.neuroscout,
             "ASYNCFETCH_NEUROMORPHO_URL": archive.neuromorpho,
+            "ASYNCFETCH_ALYX_URL": archive.alyx,
+            "ALYX_USER": "intbrainlab",
+            "ALYX_PASSWORD": "international",
         }
         for n in range(20):
             url = f"{archive.neuromorpho}/api/neuron/id/{n + 1}"

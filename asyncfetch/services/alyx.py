@@ -19,7 +19,9 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
+
+import anyio
 
 from asyncfetch import _engine
 from asyncfetch._alyx_schema import ENDPOINTS, PAGE, Endpoint
@@ -29,11 +31,13 @@ from asyncfetch._model import Limits, Part, Report, Request
 from asyncfetch._threads import in_thread
 from asyncfetch.errors import (
     ConfigurationError,
+    DecodeError,
     ItemError,
     NotFound,
+    ResponseError,
     TransportError,
 )
-from asyncfetch.services import _datafiles, _schemes
+from asyncfetch.services import _datafiles, _schemes, _tables
 from asyncfetch.services._listing import (
     AlyxTable,
     Listing,
@@ -46,6 +50,8 @@ from asyncfetch.services._refusals import data_login, login, notices_in, refusal
 from asyncfetch.services._table import Client, Description, members
 
 logger = logging.getLogger("asyncfetch")
+
+Names: TypeAlias = list[str]
 
 # 550 requests a minute are granted; parallel heavy ones took the public server down.
 _LIMITS = Limits(rate=8.0, concurrency=4)
@@ -159,6 +165,8 @@ class Alyx(Client):
             **options,
         )
         self._schemes: _schemes.Schemes | None = None
+        self._tables_read: _tables.Tables | None = None
+        self._loading = anyio.Lock()
         # The user's limits are meant for the database.
         others = {name: one for name, one in options.items() if name != "limits"}
         others.pop("tls_compat", None)
@@ -232,7 +240,7 @@ class Alyx(Client):
             old = Request(target="/docs/", accept="application/coreapi+json")
             return await self._json(old)
 
-    async def list_endpoints(self) -> list[str]:
+    async def list_endpoints(self) -> Names:
         """Names of the endpoints that the server has."""
         return (await self._ask_schemes()).endpoints
 
@@ -544,6 +552,100 @@ class Alyx(Client):
 
     # --- sessions ---------------------------------------------------------------------
 
+    async def search(self, query_type: str = "auto", **terms: Any) -> Names:
+        """Ids of the sessions that match, the latest first.
+
+        Parameters
+        ----------
+        query_type
+            ``auto``: by the service's own tables, some MB for everything, when they
+            have the terms; else as ``remote``. ``remote``: by its records.
+        **terms
+            ``subject``, ``lab``, ``number``, ``date_range``, ``projects``,
+            ``task_protocol``, ``dataset``, ``collection``; a list matches any of its
+            members (each, for datasets).
+        """
+        if query_type not in {"auto", "remote"}:
+            raise ConfigurationError(
+                f"expected query_type auto or remote, got {query_type!r}"
+            )
+        names = {one.name for one in self.sessions.description.filters}
+        if query_type == "auto" and not terms.keys() - set(_tables.TERMS):
+            tables = await self._own_tables()
+            if tables is not None:
+                return await in_thread(lambda: tables.search(_tables.checked(terms)))
+        if terms.keys() - names - set(_tables.TERMS):
+            _tables.checked(terms)  # says what there is
+        found = await self.rest("sessions", "list", **_as_filters(terms))
+        return [one["id"] for one in found]
+
+    async def list(
+        self,
+        eid: Any,
+        filename: Any = None,
+        collection: Any = None,
+        revision: str | None = None,
+        query_type: str = "auto",
+    ) -> Names:
+        """Paths of a session's datasets below its folder, each in one revision.
+
+        Parameters
+        ----------
+        eid
+            The session, as :meth:`to_eid` takes it.
+        filename
+            A name with ``*`` and ``?``, several, or parts of a name: ``{"object":
+            ["leftCamera"]}``.
+        collection
+            A collection with ``*`` and ``?``, or several.
+        revision
+            The last one up to it; by default what the service calls default.
+        query_type
+            As for :meth:`search`.
+        """
+        session = await self.to_eid(eid)
+        tables = await self._own_tables() if query_type == "auto" else None
+        rows = [] if tables is None else tables.of(session)
+        if not rows:  # a session that is newer than the tables
+            records = await self.rest("datasets", "list", session=session, exists=True)
+            rows = [_tables.as_row(one) for one in records]
+        return _tables.select(
+            rows, filename=filename, collection=collection, revision=revision
+        )
+
+    list_datasets = list  # noqa: A003 - ONE's two words for it
+
+    async def _own_tables(self) -> _tables.Tables | None:
+        """The service's own tables; None where it has none."""
+        async with self._loading:
+            if self._tables_read is None:
+                try:
+                    info = await self._json(Request(target="/cache/info/"))
+                    archive = await self._archive(info.get("location"))
+                    self._tables_read = await in_thread(lambda: _tables.Tables(archive))
+                except (NotFound, ResponseError, DecodeError) as error:
+                    logger.warning(
+                        "%s has no tables (%s): its records are asked for",
+                        self.exchange.base_url,
+                        error,
+                    )
+                    return None
+            return self._tables_read
+
+    async def _archive(self, location: object) -> bytes:
+        here = f"{self.exchange.base_url}/"
+        where = (
+            location if isinstance(location, str) and location else f"{here}cache.zip"
+        )
+        if where.startswith(here):  # the token is needed, and goes no further
+            request = Request(target=f"/{where.removeprefix(here)}", media="bytes")
+        else:
+            request = Request(target=f"/{_datafiles.quoted(where)}", media="bytes")
+        answer = await self.data_servers.ask(
+            request, lambda chunks, _: whole(chunks), interactive=True
+        )
+        return answer.value
+
     async def to_eid(self, of: Any) -> Any:
         """The id of the session, or of each, that something is or belongs to.
 
@@ -583,6 +685,44 @@ class Alyx(Client):
                 f"number {number}"
             )
         return found[0]["id"]
+
+
+def _as_filters(terms: Mapping[str, Any]) -> dict[str, Any]:
+    """Terms of a search as filters of the list of sessions."""
+    also = {"dataset": "datasets", "date": "date_range"}
+    filters = {also.get(name, name): one for name, one in terms.items()}
+    django: dict[str, Any] = {}
+    if "date_range" in filters:
+        low, high = _tables.ends_of(filters.pop("date_range"))
+        ends = {"gte": low, "lte": high}
+        django |= {
+            f"start_time__date__{name}": one for name, one in ends.items() if one
+        }
+    if "collection" in filters:
+        patterns = map(_tables.as_pattern, members(filters.pop("collection")))
+        django["data_dataset_session_related__collection__regex"] = "|".join(patterns)
+    for name, path in _ANY_OF.items():
+        if name not in filters:
+            continue
+        several = members(filters.pop(name))
+        if len(several) == 1:
+            filters[name] = several[0]
+        elif path is None:
+            raise ConfigurationError(
+                f"expected one of {name} for query_type remote, got {len(several)}"
+            )
+        else:
+            django[path] = several
+    return {**filters, **({"django": django} if django else {})}
+
+
+_ANY_OF = {
+    "subject": "subject__nickname__in",
+    "lab": "lab__name__in",
+    "number": "number__in",
+    "task_protocol": None,
+    "projects": None,
+}
 
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
