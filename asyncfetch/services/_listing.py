@@ -9,6 +9,7 @@ where a join would multiply them.
 
 from __future__ import annotations
 
+import datetime as dt
 import functools
 import itertools
 import math
@@ -56,6 +57,8 @@ _TYPES: Mapping[str, Any] = {
     "j": JSON,
 }
 KINDS: Mapping[str, type] = {"s": str, "i": int, "f": float, "b": bool}
+# Values whose text is what the service takes.
+_IN_WORDS = (uuid.UUID, dt.date)
 # Lists that the service takes as texts with commas.
 _LISTS = frozenset("users dataset_types datasets".split())
 # Tables that have no id of their own in their records: their URL ends with it.
@@ -392,7 +395,11 @@ class AlyxTable(Table):
         ConfigurationError
             One of them would be misread.
         """
-        given = {k.replace("-", "_"): v for k, v in filters.items() if v is not None}
+        given = {
+            name.replace("-", "_"): str(one) if isinstance(one, _IN_WORDS) else one
+            for name, one in filters.items()
+            if one is not None
+        }
         if given.get("django") is not None:
             given["django"] = django(given["django"], self.description.name) or None
         for name in ("extended_qc", "json"):
