@@ -76,6 +76,7 @@ ALLOWED = {
     "_estimate": {"_dataset", "_engine", "_ledger", "_model", "errors"},
     "services": {
         "_alyx_schema",
+        "_body",  # answers that are kept, as if they came again
         "_dataset",  # where the files of a download are
         "_auth",  # a service says how it knows its users
         "_decode",

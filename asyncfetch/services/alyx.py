@@ -47,6 +47,7 @@ from asyncfetch.services._listing import (
 )
 from asyncfetch.services._paging import target
 from asyncfetch.services._refusals import data_login, login, notices_in, refusal
+from asyncfetch.services._restcache import FIVE_MINUTES, CachedExchange, folder_of
 from asyncfetch.services._table import Client, Description, members
 
 logger = logging.getLogger("asyncfetch")
@@ -124,6 +125,11 @@ class Alyx(Client):
         got when it is no longer good.
     data_server, data_username, data_password
         The web server of private files, and an account there: it goes nowhere else.
+    cache
+        Keeps the answers of single calls: a directory, or True for the user's own. What
+        is written by this client makes them void.
+    cache_seconds
+        How long they are good.
     """
 
     service = "alyx"
@@ -154,6 +160,8 @@ class Alyx(Client):
         data_server: str = "https://ibl.flatironinstitute.org",
         data_username: str | None = None,
         data_password: str | None = None,
+        cache: bool | str | Path = False,
+        cache_seconds: float = FIVE_MINUTES,
         **options: Any,
     ) -> None:
         self._noticed: set[str] = set()
@@ -164,6 +172,13 @@ class Alyx(Client):
             notice=self._notice,
             **options,
         )
+        if cache is not False:
+            user = username or token or ""
+            self.exchange = CachedExchange(
+                self.exchange,
+                folder=folder_of(cache, self.exchange.base_url, user),
+                seconds=cache_seconds,
+            )
         self._schemes: _schemes.Schemes | None = None
         self._tables_read: _tables.Tables | None = None
         self._loading = anyio.Lock()
@@ -471,7 +486,12 @@ class Alyx(Client):
         await self._patched(endpoint, uuid, field_name, None)
 
     async def _current(self, endpoint: str, key: Any, name: str) -> Mapping[str, Any]:
-        record = await self.rest(endpoint, "read", id=key)
+        where = one_request(_endpoint(endpoint), key).target
+        # Asked anew: what is kept may be older than what is about to be overwritten.
+        exchange = self.exchange
+        if isinstance(exchange, CachedExchange):
+            await exchange.void()
+        record = await self._json(Request(target=where))
         if name not in record:
             raise ConfigurationError(f"{endpoint} of alyx has no field {name!r}")
         found = record[name]

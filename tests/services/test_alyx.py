@@ -318,6 +318,48 @@ async def test_sessions_are_known_by_what_belongs_to_them(archive, one):
         await one.to_eid("2001-12-03_1_KS014")
 
 
+# --- answers that are kept ------------------------------------------------------------
+
+
+async def test_answers_are_kept_until_something_is_written(archive, tmp_path):
+    async with asyncfetch.Alyx(archive.alyx, *WRITER, cache=tmp_path) as one:
+        before = await one.rest("sessions", "read", id=SESSION)
+        await one.rest("labs", "list")
+        asked = len(archive.log)
+        assert await one.rest("sessions", "read", id=SESSION) == before
+        assert len(await one.rest("labs", "list")) == 5
+        assert len(archive.log) == asked
+        data = {"narrative": "new"}
+        await one.rest("sessions", "partial_update", id=SESSION, data=data)
+        after = await one.rest("sessions", "read", id=SESSION)
+        assert after["narrative"] == "new"
+    async with asyncfetch.Alyx(archive.alyx, *WRITER, cache=tmp_path) as one:
+        asked = len(archive.log)
+        assert await one.rest("sessions", "read", id=SESSION) == after
+        assert len(archive.log) == asked
+
+
+async def test_answers_that_are_kept_are_one_users_and_grow_old(archive, tmp_path):
+    for account, seconds in ((WRITER, 300), (PUBLIC, 300), (PUBLIC, 0)):
+        options = {"cache": tmp_path, "cache_seconds": seconds}
+        async with asyncfetch.Alyx(archive.alyx, *account, **options) as one:
+            asked = len(listed(archive))
+            await one.rest("labs", "list")
+            assert len(listed(archive)) == asked + 1
+
+
+async def test_json_fields_change_from_what_the_service_has_now(archive, tmp_path):
+    field = ("insertions", INSERTION)
+    async with (
+        asyncfetch.Alyx(archive.alyx, *WRITER, cache=tmp_path) as one,
+        asyncfetch.Alyx(archive.alyx, *WRITER) as other,
+    ):
+        await one.rest("insertions", "read", id=INSERTION)
+        await other.json_field_update(*field, data={"other": 1})
+        after = await one.json_field_update(*field, data={"mine": 2})
+    assert (after["other"], after["mine"]) == (1, 2)
+
+
 # --- credentials ----------------------------------------------------------------------
 
 
