@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from http.client import responses
 from typing import Any
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from asyncfetch._alyx_schema import (
     ACTIONS,
@@ -217,14 +217,16 @@ class AlyxService:
         found = self.rows(endpoint.name, filters)
         page = _in_order(endpoint.name, found, offset)[offset : offset + limit]
         base = f"{call.origin}{call.target.partition('?')[0]}"
-        after = offset + limit
+
+        def link(start: int) -> str:
+            query = {**filters, "limit": limit, "offset": start}
+            return f"{base}?{urlencode(query)}"
+
         return _json(
             {
                 "count": len(found),
-                "next": f"{base}?limit={limit}&offset={after}"
-                if after < len(found)
-                else None,
-                "previous": f"{base}?limit={limit}" if offset else None,
+                "next": link(offset + limit) if offset + limit < len(found) else None,
+                "previous": link(max(0, offset - limit)) if offset else None,
                 "results": [records.of(endpoint.name, one) for one in page],
             }
         )
