@@ -15,8 +15,9 @@ import itertools
 import math
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -111,10 +112,17 @@ class Listing:
     """Whether it looks how many rows there are before it asks for any."""
     most: int | None = None
     """Rows that are wanted, where these are fewer than a page holds."""
+    is_apart: bool = False
+    """Whether rows are told apart answer by answer, and no key of them is kept."""
 
     @property
     def row_key(self) -> str | None:
-        """What tells a row from all others."""
+        """What tells a row from all others.
+
+        Ranges of keys have no row in common, and a range is one answer.
+        """
+        if self.is_apart and self._has_ranges and len(self._queries()) == 1:
+            return None
         return self.endpoint.identity
 
     def enumerate(self, _cursor: Json) -> Enumeration:
@@ -232,6 +240,9 @@ class Listing:
         if self._has_ranges:
             if is_cut or is_multiplied:
                 return Decoded(is_split=True, follow_up=self._halves(item, body))
+            if self._repeats(records):
+                key = self.endpoint.identity
+                records = list({one.get(key): one for one in records}.values())
             return replace(self._decoded(records, as_records), detail=detail)
         return self._paged(item, records, count, as_records=as_records)
 
@@ -415,6 +426,15 @@ class AlyxTable(Table):
                 "expected qc CRITICAL, FAIL, WARNING, NOT_SET or PASS, got ERROR"
             )
         return given
+
+    def stream(
+        self, *, on_error: Literal["raise", "report"] = "raise", **filters: Any
+    ) -> AbstractAsyncContextManager[_engine.BatchStream]:
+        """As of every table, with no memory of the rows that went by."""
+        plan = self.plan(**filters)
+        if isinstance(plan.source, Listing):
+            plan = replace(plan, source=replace(plan.source, is_apart=True))
+        return _engine.open_stream(plan, on_error=on_error)
 
     def _plan_of_rows(
         self, limit: int | None, filters: Mapping[str, Any]
