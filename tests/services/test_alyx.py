@@ -169,9 +169,8 @@ async def test_a_table_that_knows_no_ranges_is_paged(archive, one):
         page = {"count": 5, "results": rows[offset : offset + 2]}
         where = f"offset={offset}" if offset else "/projects"
         archive.script(where, [Fault(body=json.dumps(page).encode())])
-    # The first script matches every page; each is used once, in the order asked.
     found = await one.rest("projects", "list")
-    assert {record["name"] for record in found} >= {"0", "1"}
+    assert [record["name"] for record in found] == [str(n) for n in range(5)]
 
 
 # --- calls ----------------------------------------------------------------------------
@@ -186,7 +185,7 @@ async def test_what_there_is_gets_printed_and_returned(archive, one, capsys):
     assert "partial_update" in await one.rest("sessions")
     await one.alyx.print_endpoint_info("sessions", action="list")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-38:][0] == "'list'" or "'list'" in lines
+    assert "'list'" in lines
     assert '\t"limit": integer, Number of results to return per page.' in lines
 
 
