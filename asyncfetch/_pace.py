@@ -45,6 +45,13 @@ HOLD = 80  # accepted answers that pay for one rejection before steps begin
 USED_REMEMBERED = 0.98  # of one that has proved itself
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
+# A limit leaves a rate in peace that it granted. A lone 503 so few answers after the
+# last, at a rate that did not grow, is a doubt that it is about the rate, which shrinks
+# all the same; where less and less did not help, so many times, more is tried.
+SOON = 40
+LESS = 0.7
+DOUBTS = 4
+MORE = 4
 # Logarithm of a delay over the calm one: above the first requests queue, below the
 # second they do not. Who demands a number gets the second pair: a busy client delays
 # its own answers, and that is no reason to give him less.
@@ -294,6 +301,7 @@ class Pace:
         self._recovered_at = -math.inf  # at first: when the first request left
         self._cycle = 0
         self._idle = 0
+        self._unused = 0.0  # seconds for which nobody wanted to send
         self._bulk = self._first = STEP
         self._looks = 0
         self._reach = 0.0
@@ -309,6 +317,8 @@ class Pace:
         self._climbed = False
         self._sure = 0
         self._doubts = 0
+        self._stray = 0
+        self._enough = DOUBTS
         self._highest = 0.0
         if learned is not None and learned.rate is not None:
             self.granted = learned.rate
@@ -364,8 +374,10 @@ class Pace:
     def _fill(self, now: float, rate: float) -> None:
         # No start-up burst. Timers are good to about a millisecond, so a fast rate may
         # catch up with what a late one cost.
-        earned = max(0.0, now - self._filled_at) * rate
-        self._tokens = min(max(1.0, 0.02 * rate), self._tokens + earned)
+        most = max(1.0, 0.02 * rate)
+        tokens = self._tokens + max(0.0, now - self._filled_at) * rate
+        self._unused += max(0.0, tokens - most) / rate
+        self._tokens = min(most, tokens)
         self._filled_at = now
 
     def sent(self, now: float) -> None:
@@ -399,7 +411,7 @@ class Pace:
         if self.in_episode:
             if sent_at <= self._episode_at:
                 return  # it left before the rejection
-            self._recover(now)
+            self._recover(now, sent_at)
         if self._pressed and self.rate != math.inf:
             self._climb(now)
         self.flight.accepted(now, sent_at, took, crowd)
@@ -455,7 +467,8 @@ class Pace:
         if self.granted is not None:
             self._back = min(FIRST_PAUSE, max(2 / self.rate, 0.05))
         self.flight.end_probes()
-        self.flight.rejected(crowd)
+        if not self._stray:
+            self.flight.rejected(crowd)
         self.flight.forget()
         self.in_episode = True
         self._burst, self._looks = 1, 0
@@ -466,6 +479,21 @@ class Pace:
     def _learn(self, now: float, overload: bool) -> None:
         """Take what was granted as the host's limit."""
         average = max(self._marked, 0.5) / max(now - self._marked_at, 1e-3)
+        seconds = now - self._recovered_at
+        is_bound = self._idle > 2 + 0.1 * self._cycle or self._unused > 0.3 * seconds
+        is_lone = overload and self._burst == 1 and not self._looks
+        if self.granted and is_lone and not self._climbed and self._cycle < SOON:
+            self._stray += 1
+            self._highest = max(self._highest, min(self.rate, 1e6))
+            self.granted = max(average, LESS * self.granted)
+            if self._stray > self._enough:
+                self.granted = MORE * self._highest
+                self._tolerance, self._stray = 2, 0
+                self._enough *= 2
+            return
+        if self._cycle >= SOON:
+            self._enough = DOUBTS
+        self._stray = 0
         if not overload or self._cycle < STEP / 2 or self._burst > 2:
             self._highest = 0.0  # that was no chance
             self._doubts = 0
@@ -473,12 +501,12 @@ class Pace:
             self._doubts += self.rate < 0.8 * self._highest
             self._highest = max(self._highest, min(self.rate, 1e6))
         if self.granted is None:
-            self.granted = max(average, self._before)
+            self.granted = max(average, self.rate if is_bound else self._before)
         elif self._doubts > 2:
             # Far below what passed before, and still lone 503: not about the rate.
             self.granted = self._highest
             self._tolerance, self._doubts = 2, 0
-        elif self._idle > 2 + 0.1 * self._cycle:
+        elif is_bound:
             self.granted = max(average, 0.95 * self.granted)  # others bound it
         elif self._climbed:
             self.granted = max(average if self._marked >= 8 else 0.0, self._before)
@@ -491,10 +519,10 @@ class Pace:
         # The wider what was used lay above what was granted, the larger the steps.
         self._step = min(0.1, max(0.01, (self.rate / self.granted - 1.3) / 5))
 
-    def _recover(self, now: float) -> None:
+    def _recover(self, now: float, sent_at: float) -> None:
         self.in_episode = False
         cycle = max(now - self._recovered_at, 1e-3)
-        waited = now - self._episode_from
+        waited = sent_at - self._episode_from
         whole = self._sure / cycle
         self._reach = 0.0
         is_long = self._looks > 1 or waited > WINDOW
@@ -517,6 +545,7 @@ class Pace:
         self._tokens = 0.0
         self._filled_at = self._recovered_at = now
         self._since = self._cycle = self._idle = 0
+        self._unused = 0.0
         self._climbed = self._pressed = False
         self._marked_rate = self.rate
 

@@ -402,6 +402,8 @@ def multiset(rows):
     return sorted(map(repr, rows))
 
 
+# Bodies drip for 5 s and pauses last up to 3 s, where every other answer fails.
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("table", ["predictor_events", "neurons", "traces"])
 async def test_drawn_faults_change_no_row(table, drawn_seed, tmp_path, request):
     if "asyncio" not in request.node.callspec.id:

@@ -4,6 +4,7 @@ import heapq
 import itertools
 import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
@@ -179,6 +180,20 @@ def test_a_healthy_server_gets_all_that_somebody_asked_for():
 def test_stray_503_do_not_slow_a_client():
     stray = Noisy(Workers(fixed(0.1), 64, bound=16), 0.01, 503)
     assert simulate(stray, 120).goodput >= 0.8
+
+
+def test_many_stray_503_are_not_taken_for_a_limit():
+    accepted = [
+        simulate(
+            Noisy(Workers(fixed(0.02), 64, bound=8), 0.08, 503, seed=seed),
+            120,
+            most=8,
+            seed=seed,
+        ).accepted
+        for seed in range(9)
+    ]
+    # Taken for a limit, they left 176 answers to two minutes.
+    assert statistics.median(accepted) >= 250
 
 
 @settings(max_examples=25)
