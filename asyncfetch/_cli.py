@@ -188,11 +188,6 @@ def filters_of(words: list[str] | None, description: Description) -> dict[str, A
 
     A NAME that comes again adds to its list.
     """
-    known: dict[str, Filter] = {}
-    for one in description.filters:
-        known[one.name] = one
-        if one.alias is not None:
-            known[one.alias] = one
     filters: dict[str, Any] = {}
     for word in words or ():
         name, sign, text = word.partition("=")
@@ -200,7 +195,7 @@ def filters_of(words: list[str] | None, description: Description) -> dict[str, A
             raise ConfigurationError(f"expected NAME=VALUE, got {word!r}")
         is_json = name.endswith(":")
         name = name.removesuffix(":").replace("-", "_")
-        found = known.get(name)
+        found = description.find(name)
         if found is None:
             description.check({name: text})  # says what there is
             raise AssertionError

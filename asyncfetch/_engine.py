@@ -59,6 +59,7 @@ from asyncfetch._model import (
     BulkSource,
     Committed,
     Decoded,
+    ElsewhereSource,
     Event,
     FailedItem,
     Item,
@@ -73,6 +74,7 @@ from asyncfetch._model import (
     PlannedItem,
     Report,
     RequestSent,
+    RereadSource,
     Response,
     Retrying,
     Source,
@@ -335,8 +337,10 @@ class Run:
         spool_dir: Path | None = None,
         guard: anyio.Lock | None = None,
         files: Files | None = None,
+        again: Callable[[RereadSource], Awaitable[tuple[Item, ...]]] | None = None,
     ) -> None:
         self._files = files
+        self._again = again
         self._plan = plan
         self.exchange = plan.exchange
         self._journal = journal
@@ -430,7 +434,7 @@ class Run:
             await self._feed_enumeration()
             while not self.draining:
                 await self._feed_found()
-                if not self._outstanding:
+                if not self._outstanding and not await self._feed_again():
                     return
                 self._settled = anyio.Event()
                 await self._settled.wait()
@@ -461,6 +465,23 @@ class Run:
                     )
                 )
                 await self._feed_items(items)
+
+    async def _feed_again(self) -> bool:
+        """Feed what is to be read once more; whether there was anything."""
+        source = self._plan.source
+        if (
+            self._again is None
+            or self._plan.limit is not None
+            or not isinstance(source, RereadSource)
+        ):
+            return False
+        block = Block(await self._again(source))
+        if not block.items:
+            return False
+        async with self._guard:
+            items = await in_thread(partial(self._journal.freeze, block))
+        await self._feed_items(items)
+        return bool(items)
 
     async def _feed_items(self, items: list[PlannedItem]) -> None:
         for item in items:
@@ -512,13 +533,8 @@ class Run:
         item = planned.item
         exchange = self._plan.exchange
         started = time.monotonic()
-        kept = None
-        fetched_at = None
         try:
-            if self._files is not None and item.request.file is not None:
-                answer, kept, fetched_at = await self._fetch_file(self._files, planned)
-            else:
-                answer = await self._ask(item)
+            answer, kept, fetched_at = await self._answered(planned)
         except AsyncfetchError as error:
             self._note_failure(error, item)
             return ItemResult(
@@ -560,6 +576,30 @@ class Run:
             kept=kept,
         )
 
+    async def _answered(
+        self, planned: PlannedItem
+    ) -> tuple[Answer[Decoded], Kept | None, datetime | None]:
+        """The answer of an item, from the first place that has it."""
+        try:
+            return await self._answered_there(planned)
+        except NotFound:
+            source, item = self._plan.source, planned.item
+            if not isinstance(source, ElsewhereSource):
+                raise
+            for target in source.elsewhere(item):
+                request = replace(item.request, target=target)
+                there = replace(planned, item=replace(item, request=request))
+                with suppress(NotFound):
+                    return await self._answered_there(there, is_probe=True)
+            raise
+
+    async def _answered_there(
+        self, planned: PlannedItem, *, is_probe: bool = False
+    ) -> tuple[Answer[Decoded], Kept | None, datetime | None]:
+        if self._files is not None and planned.item.request.file is not None:
+            return await self._fetch_file(self._files, planned, is_probe=is_probe)
+        return await self._ask(planned.item, is_probe=is_probe), None, None
+
     def _decode(
         self, item: Item, chunks: Iterator[bytes], response: Response
     ) -> Decoded | Awaitable[Decoded]:
@@ -574,7 +614,7 @@ class Run:
         return self._plan.source.decode(item, chunks, as_records=self._as_records)
 
     async def _fetch_file(
-        self, files: Files, planned: PlannedItem
+        self, files: Files, planned: PlannedItem, *, is_probe: bool
     ) -> tuple[Answer[Decoded], Kept, datetime | None]:
         """The answer of an item that is a file, and its bytes.
 
@@ -597,7 +637,7 @@ class Run:
             return answer, kept, found.fetched_at
         partial = files.partial(planned, url)
         try:
-            answer = await self._ask(item, partial)
+            answer = await self._ask(item, partial, is_probe=is_probe)
         finally:
             partial.close()
         body = answer.response.body
@@ -607,7 +647,9 @@ class Run:
             raise files.occupied(path)
         return answer, Kept(path=path, data=files.root / path), None
 
-    async def _ask(self, item: Item, partial: Partial | None = None) -> Answer[Decoded]:
+    async def _ask(
+        self, item: Item, partial: Partial | None = None, *, is_probe: bool
+    ) -> Answer[Decoded]:
         async def ask(*, impatient: bool) -> Answer[Decoded]:
             return await self._plan.exchange.ask(
                 item.request,
@@ -618,6 +660,7 @@ class Run:
                 observe=self._observe,
                 sleep=self._rest,
                 partial=partial,
+                is_probe=is_probe,
             )
 
         # A wrong URL or a server that is not there is said soon.
@@ -743,12 +786,23 @@ async def collect(
     """
     journal = MemoryJournal(plan.limit)
     tally = Tally(observe)
-    run = Run(plan, journal, as_records=as_records, interactive=True, observe=tally.see)
-    if limit is not None:
-        run.workers = 1  # ask for no more than is wanted
     done: dict[int, ItemResult] = {}
     taken: set[Any] = set()
     rows = first_open = 0
+
+    async def again(source: RereadSource) -> tuple[Item, ...]:
+        return source.again(rows, [done[n].detail for n in sorted(done)])
+
+    run = Run(
+        plan,
+        journal,
+        as_records=as_records,
+        interactive=True,
+        observe=tally.see,
+        again=None if limit is not None else again,
+    )
+    if limit is not None:
+        run.workers = 1  # ask for no more than is wanted
     async with _producing(run):
         async for result in run.results:
             if result.outcome is Outcome.FAILED:
@@ -790,6 +844,21 @@ async def side_by_side(
     return [found[place] for place in range(len(calls))]
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What a stream has given so far, as far as a source asks for it."""
+
+    keeps_details: bool
+    rows: int = 0
+    details: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def add(self, result: ItemResult) -> None:
+        """Count a result."""
+        self.rows += result.rows
+        if self.keeps_details and result.outcome is Outcome.OK:
+            self.details.append(result.detail)
+
+
 class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
     """Record batches of a plan, in order of completion; batches of an item together.
 
@@ -805,8 +874,11 @@ class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
         plan: Plan,
         journal: MemoryJournal,
         tally: Tally,
+        *,
         on_error: Literal["raise", "report"],
+        seen: _Seen,
     ) -> None:
+        self._seen = seen
         self._run = run
         self._plan = plan
         self._journal = journal
@@ -841,6 +913,7 @@ class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
             key = self._plan.source.row_key
             if key is not None:
                 result = without_taken_keys(result, key, self._taken)
+            self._seen.add(result)
             self._run.settle(self._journal.add(result))
             if result.outcome is Outcome.FAILED:
                 self.failed.append(failed_item(result))
@@ -886,8 +959,22 @@ class open_stream(AbstractAsyncContextManager[BatchStream]):  # noqa: N801 - as 
     async def __aenter__(self) -> BatchStream:
         plan, tally = self._plan, Tally(self._observe)
         journal = MemoryJournal(plan.limit)
-        run = Run(plan, journal, as_records=False, interactive=False, observe=tally.see)
-        self._stream = BatchStream(run, plan, journal, tally, self._on_error)
+        seen = _Seen(isinstance(plan.source, RereadSource))
+
+        async def again(source: RereadSource) -> tuple[Item, ...]:
+            return source.again(seen.rows, seen.details)
+
+        run = Run(
+            plan,
+            journal,
+            as_records=False,
+            interactive=False,
+            observe=tally.see,
+            again=again,
+        )
+        self._stream = BatchStream(
+            run, plan, journal, tally, on_error=self._on_error, seen=seen
+        )
         loop = asyncio.get_running_loop()
         # The one task without a group: it ends with this block, or with the stream.
         self._run, self._task = run, loop.create_task(run.produce())
@@ -1055,7 +1142,17 @@ class _Download:
             spool_dir=writer.spool_dir,
             guard=self._guard,
             files=writer.files,
+            again=self._again if only is None else None,
         )
+
+    async def _again(self, source: RereadSource) -> tuple[Item, ...]:
+        writer = self._writer
+        if writer.counts().get("failed"):
+            return ()  # what is missing is known
+        sealed = await self._on_disk(writer.seal)  # what is open is to be counted
+        if sealed is not None:
+            self._tally.see(Committed(items=sealed[0], rows=sealed[1]))
+        return await self._on_disk(lambda: source.again(writer.rows, writer.details()))
 
     async def run(self, stop: anyio.Event | None, drain_seconds: float) -> None:
         writer, results = self._writer, self._run.results

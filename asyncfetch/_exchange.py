@@ -30,6 +30,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import anyio
 from yarl import URL
 
+from asyncfetch._absence import Absence, Health, Verdict
 from asyncfetch._auth import Auth, Credentials, Reply, hide, scrub
 from asyncfetch._body import (
     INLINE,
@@ -129,6 +130,8 @@ class Exchange:
         tried again.
     notice
         Is shown the headers of every answer.
+    health
+        Where the service tells how it is, if its 404 is to be believed only then.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class Exchange:
         auth: Auth | None = None,
         refusal: Refusal | None = None,
         notice: Callable[[Mapping[str, str]], object] | None = None,
+        health: Health | None = None,
         rng: random.Random | None = None,
     ) -> None:
         try:
@@ -177,6 +181,10 @@ class Exchange:
             raise ConfigurationError(
                 f"expected user_agent and contact on one line, got {contact or who!r}"
             )
+        self._health = health
+        self._absence = Absence()
+        self._gets_only = False
+        self._kept: dict[str, Any] = {}
         self._auth = auth
         self._refusal = refusal
         self._notice = notice
@@ -203,6 +211,14 @@ class Exchange:
     def has_auth(self) -> bool:
         """Whether there are credentials, or a way to get some."""
         return self._auth is not None
+
+    @property
+    def remembered(self) -> dict[str, Any]:
+        """Small facts of the host, plain JSON; kept between processes where possible.
+
+        Those of earlier processes are there as soon as a question has been answered.
+        """
+        return self._kept if self._profile is None else self._profile.kept
 
     def shown_url(self, request: Request) -> str:
         """The URL of *request*, without secrets."""
@@ -237,6 +253,7 @@ class Exchange:
         observe: Observer = ignore,
         sleep: Callable[[float], Awaitable[object]] | None = None,
         partial: Partial | None = None,
+        is_probe: bool = False,
     ) -> Answer[T]:
         """Return what *consume* makes of the proved content of the answer.
 
@@ -247,6 +264,9 @@ class Exchange:
         given up soon when the host is down (the same, unless said). *sleep* is awaited
         between two attempts, with the seconds to wait (of the gate, unless said).
 
+        A *probe* asks for what is not there most likely: of the service's health, what
+        it said within a minute is enough.
+
         With *partial* the body is a file that is to be kept: its exact bytes come, over
         several attempts if need be, and are still in *partial* afterwards. Each attempt
         that brings it on gives the question its tries and its time anew.
@@ -256,6 +276,7 @@ class Exchange:
         AsyncfetchError
             The last attempt's failure, with ``attempts`` as an attribute.
         """
+        request = self._sendable(request)
         started = time.monotonic()
         asking = _Asking(
             interactive=interactive,
@@ -265,6 +286,7 @@ class Exchange:
             spool_dir=spool_dir,
             observe=observe,
             partial=partial,
+            is_probe=is_probe,
         )
         if partial is not None:
             if there := await self._recovered(request, consume, partial):
@@ -276,6 +298,8 @@ class Exchange:
             asking.tries += 1
             try:
                 value, response = await self._answered(request, consume, asking)
+                if request.may_be_absent and self._health is not None:
+                    self._absence.there(asking.sent_at)
                 return Answer(
                     value=value,
                     response=response,
@@ -283,11 +307,22 @@ class Exchange:
                     elapsed=time.monotonic() - started,
                     on_wire=asking.on_wire,
                 )
-            except AsyncfetchError as error:
+            except AsyncfetchError as caught:
+                error = caught
+                if isinstance(error, NotFound) and self._health is not None:
+                    said = await self._believed(error, self._health, asking)
+                    if said is None:
+                        continue
+                    error = said
+                elif request.or_get is not None and _is_not_allowed(error):
+                    self._gets_only, request = True, request.as_get
+                    continue
                 scrub(error, self._secrets())
                 error.__dict__["attempts"] = asking.attempts
                 delay = self._delay(error, asking)
                 if delay is None or not request.is_read:
+                    if error is not caught:
+                        raise error from caught
                     raise
                 failed = str(error)
             observe(
@@ -300,6 +335,50 @@ class Exchange:
             )
             if not asking.is_rejected:
                 await (sleep or self.gate.sleep)(delay)
+
+    def _sendable(self, request: Request) -> Request:
+        if request.refused is not None:
+            raise DecodeError(request.refused, code="odd-record")
+        if request.or_get is not None and self._gets_only:
+            return request.as_get
+        return request
+
+    async def _believed(
+        self, error: NotFound, health: Health, asking: _Asking
+    ) -> AsyncfetchError | None:
+        """A 404 as it is, or what to say of it; None: it must be asked again."""
+        verdict = await self._absence.judge(
+            lambda: self._is_up(health, asking),
+            impatient=asking.impatient or asking.is_probe or asking.is_doubted,
+        )
+        if verdict is Verdict.DOWN:
+            return TransportError(
+                f"{error}; {health.target} does not say that the service is up, so "
+                "this is no proof that there is nothing: go on later",
+                status=404,
+            )
+        if verdict is Verdict.PROVED:
+            return error
+        asking.is_doubted = True
+        return None
+
+    async def _is_up(self, health: Health, asking: _Asking) -> bool:
+        asking = replace(
+            asking,
+            interactive=True,
+            impatient=True,
+            place=self.gate.question(),
+            partial=None,
+        )
+        try:
+            response = await self._attempt(Request(target=health.target), None, asking)
+        except AsyncfetchError:
+            return False
+        try:
+            start = await in_thread(functools.partial(_beginning, response))
+        finally:
+            await discard(response.body)
+        return health.is_up(start)
 
     async def _answered(
         self,
@@ -448,6 +527,7 @@ class Exchange:
             question=asking.place,
         ) as turn:
             hops = _Hops(self.gate, turn, asking, self._hide)
+            asking.sent_at = time.monotonic()
             try:
                 response = await self._transport.send(
                     request.method,
@@ -466,7 +546,10 @@ class Exchange:
             except IntegrityError:
                 hops.ended(200, {})  # cut, but there
                 raise
-            hops.ended(response.status, response.headers)
+            status = response.status
+            if status == 404 and self._absence.is_down:
+                status = 502  # nobody is behind it, whatever it says
+            hops.ended(status, response.headers)
         shown = self._hide(response.url)
         if shown != response.url:
             response = replace(response, url=shown)
@@ -609,6 +692,9 @@ class _Asking:
     observe: Observer
     partial: Partial | None
     """The file that the answer belongs to."""
+    is_probe: bool = False
+    is_doubted: bool = False
+    """Whether a 404 came that was not believed."""
     reached: int = 0
     """Its size when the tries were counted anew."""
     attempts: int = 0
@@ -620,6 +706,8 @@ class _Asking:
     """Whether the host was full."""
     is_excused: bool = False
     """Whether the host was down, which is not the question's fault."""
+    sent_at: float = 0.0
+    """When the last request left, on the monotonic clock."""
     on_wire: float = 0.0
     """Seconds from the last request's leave to its last byte."""
 
@@ -706,6 +794,10 @@ class _Hops:
 # A gateway that finds nobody behind it; and one that waited too long, maybe for a
 # question that is too hard.
 _FAILURES = {500: Failure.QUESTION, 502: Failure.HOST, 504: Failure.EITHER}
+
+
+def _is_not_allowed(error: AsyncfetchError) -> bool:
+    return isinstance(error, ResponseError) and error.status == 405
 
 
 def _is_final(error: AsyncfetchError) -> bool:

@@ -11,7 +11,7 @@ import enum
 import json
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import (
@@ -78,11 +78,23 @@ class Request:
     """Whether a 404 says that a thing is not there, and not that the URL is wrong."""
     file: FileWish | None = None
     """The file that the body is, if it is one."""
+    only_asks: bool = False
+    """Whether it changes nothing although its method might."""
+    or_get: str | None = None
+    """The target to get where the method is not allowed (405)."""
+    refused: str | None = None
+    """Why it cannot be sent; whoever asks it gets this as an error, and nobody else."""
 
     @property
     def is_read(self) -> bool:
         """Whether asking twice is harmless."""
-        return self.method in {"GET", "HEAD"}
+        return self.only_asks or self.method in {"GET", "HEAD"}
+
+    @property
+    def as_get(self) -> Request:
+        """The same question by GET, of a request that can be put so."""
+        assert self.or_get is not None
+        return replace(self, method="GET", body=None, target=self.or_get, or_get=None)
 
     def to_json(self, *, with_file: bool = True) -> str:
         """Compact JSON for the frozen plan; defaults are left out."""
@@ -92,8 +104,9 @@ class Request:
         if self.body is not None:
             assert isinstance(self.body, str)  # a form is sent once, never planned
             fields["body"] = self.body
-        if self.may_be_absent:
-            fields["may_be_absent"] = True
+        for name in ("may_be_absent", "only_asks", "or_get", "refused"):
+            if value := getattr(self, name):
+                fields[name] = value
         if with_file and self.file is not None:
             fields["file"] = {
                 name: value
@@ -218,6 +231,27 @@ class BulkSource(Source, Protocol):
 
         The others give None and are left to :meth:`decode`, also those that cannot be
         decoded at all: one must not make the others wait, or fail.
+        """
+
+
+@runtime_checkable
+class ElsewhereSource(Source, Protocol):
+    """A source whose items may lie in another place than the first one."""
+
+    def elsewhere(self, item: Item) -> tuple[str, ...]:
+        """Targets to ask for after a 404, one after the other."""
+
+
+@runtime_checkable
+class RereadSource(Source, Protocol):
+    """A source that reads again when what came does not agree with itself."""
+
+    def again(
+        self, rows: int, details: Iterable[Mapping[str, Any]]
+    ) -> tuple[Item, ...]:
+        """Items to ask for when all others have ended; none when it is enough.
+
+        Called anew when they have ended, too: sooner or later it must give none.
         """
 
 

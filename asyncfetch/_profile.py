@@ -105,6 +105,8 @@ class Profile:
         gate.share = lambda: self.share
         self.share = 1.0
         """Of the host, that this process may use now."""
+        self.kept: dict[str, Any] = {}
+        """Small facts of the host: what the file has, and what this process adds."""
         self._clock = clock
         self._name = secrets.token_hex(8)
         self._beats = 0
@@ -165,6 +167,8 @@ class Profile:
             self._is_recalled = True
             if (learned := _learned(facts.get("learned"))) is not None:
                 self._gate.start_from(learned)
+            if isinstance(kept := facts.get("kept"), dict):
+                self.kept |= {**kept, **self.kept}
         shares = self._alive(facts, now)
         self._fair = 1.0 / (len(shares) + 1)
         self._claim = min(self._fair, max(0.0, 1.0 - sum(shares.values())))
@@ -182,6 +186,8 @@ class Profile:
         facts["processes"].pop(self._name, None)
         if (learned := self._gate.learned()) is not None:
             facts["learned"] = {**asdict(learned), "at": learned.at.isoformat()}
+        if self.kept:
+            facts["kept"] = self.kept
         self._beat_at = -math.inf
 
     def _alive(self, facts: dict[str, Any], now: float) -> dict[str, float]:

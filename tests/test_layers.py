@@ -34,7 +34,9 @@ ALLOWED = {
     "_partial": {"_body", "_model", "_store", "errors"},
     "_files": {"_body", "_model", "_names", "_partial", "_store", "errors"},
     "_transport": {"_auth", "_body", "_model", "_partial", "_threads", "errors"},
+    "_absence": set(),
     "_exchange": {
+        "_absence",
         "_auth",
         "_body",
         "_gate",
@@ -78,6 +80,7 @@ ALLOWED = {
         "_alyx_schema",
         "_body",  # answers that are kept, as if they came again
         "_dataset",  # where the files of a download are
+        "_absence",  # a service says how its 404 is to be read
         "_auth",  # a service says how it knows its users
         "_decode",
         "_engine",

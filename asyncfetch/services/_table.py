@@ -20,6 +20,7 @@ import pandas as pd  # here, because pyarrow would import it later, inside the l
 import pyarrow as pa
 
 from asyncfetch import _engine
+from asyncfetch._absence import Health
 from asyncfetch._auth import Auth
 from asyncfetch._decode import JSON, as_schema
 from asyncfetch._exchange import Exchange, Refusal
@@ -69,6 +70,8 @@ class Filter:
     doc: str = ""
     alias: str | None = None
     """Another name for the same filter."""
+    spellings: Mapping[str, str] | None = None
+    """All that it takes, in lower case with blanks for - and _, and what that means."""
 
     def parse(self, text: str) -> Json:
         """The value that *text* of a command line names; a comma splits a list."""
@@ -113,6 +116,14 @@ class Filter:
             raise ConfigurationError(
                 f"expected {kind.__name__} for {self.name}, got {value!r}"
             )
+        if self.spellings is not None:
+            plainly = str(value).casefold().replace("-", " ").replace("_", " ")
+            if plainly not in self.spellings:
+                known = " or ".join(dict.fromkeys(self.spellings.values()))
+                raise ConfigurationError(
+                    f"expected {known} for {self.name}, got {value!r}"
+                )
+            return self.spellings[plainly]
         return value
 
 
@@ -166,6 +177,14 @@ class Description:
     table: Callable[[Any, Description], Table] | None = None
     """What makes the table of client and description, where it can do more."""
 
+    def find(self, name: str) -> Filter | None:
+        """The filter of that name or alias; case matters only between two of them."""
+        known = {f.alias: f for f in self.filters if f.alias is not None}
+        known |= {f.name: f for f in self.filters}
+        name = name.replace("-", "_")
+        folded = {one.casefold(): f for one, f in known.items()}
+        return known.get(name) or folded.get(name.casefold())
+
     def check(self, filters: Mapping[str, Any]) -> dict[str, Json]:
         """Filters under their proper names as plain JSON, sorted by name.
 
@@ -174,12 +193,12 @@ class Description:
         ConfigurationError
             There is no such filter, or its value is of another type.
         """
-        known = {f.name: f for f in self.filters}
-        known |= {f.alias: f for f in self.filters if f.alias is not None}
         checked: dict[str, Json] = {}
         for name, value in filters.items():
-            found = known.get(name.replace("-", "_"))
+            found = self.find(name)
             if found is None:
+                known = [f.name for f in self.filters]
+                known += [f.alias for f in self.filters if f.alias is not None]
                 raise ConfigurationError(
                     f"{self.name} has no filter {name!r}{close(name, known)}; "
                     f"it has {', '.join(sorted(f.name for f in self.filters))}"
@@ -495,6 +514,8 @@ class Client:
     limits_source: ClassVar[str]
     """Where the default limits come from."""
     descriptions: ClassVar[tuple[Description, ...]]
+    health_check: ClassVar[Health | None] = None
+    """Where the service says how it is, if its 404 is not to be believed otherwise."""
 
     def __init__(
         self,
@@ -530,6 +551,7 @@ class Client:
             auth=auth,
             refusal=refusal,
             notice=notice,
+            health=self.health_check,
         )
         self._tables = {
             description.name: (description.table or Table)(self, description)

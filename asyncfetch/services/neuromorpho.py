@@ -8,29 +8,29 @@ followed: every address is built on the configured base.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+import json
+import os
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar, Self
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 
+from asyncfetch._absence import Health
 from asyncfetch._decode import (
     EXTRA,
     JSON,
-    batch_of,
     document,
-    records_at,
     repeated,
     whole,
     with_repeated,
     wrapped,
 )
+from asyncfetch._engine import Plan
 from asyncfetch._model import (
-    Ask,
-    Block,
     Decoded,
     Enumeration,
     FileWish,
@@ -38,28 +38,46 @@ from asyncfetch._model import (
     Json,
     Limits,
     Request,
+    Source,
 )
-from asyncfetch.errors import ConfigurationError, DecodeError, IntegrityError
+from asyncfetch.errors import ConfigurationError, DecodeError, NotFound, ResponseError
+from asyncfetch.services._literature import (
+    LITERATURE,
+    LITERATURE_FILTERS,
+    PUBLICATIONS,
+    prepared,
+)
+from asyncfetch.services._measurements import (
+    MORPHOMETRY,
+    PERSISTENCE,
+    PerNeuron,
+    measures,
+    persistence,
+)
 from asyncfetch.services._paging import segment, target
+from asyncfetch.services._papers import markdown, paper_of
+from asyncfetch.services._records import Pages
+from asyncfetch.services._select import (
+    FILTERS,
+    NEURONS,
+    PAGE,
+    QUERY,
+    QUERY_NAMES,
+    TEXTS,
+    Census,
+    Record,
+    Walk,
+    paging,
+)
 from asyncfetch.services._table import Client, Description, Filter, Table, column
 from asyncfetch.swc import NODES_SCHEMA, Morphology, read_alike, read_swc
 
-# The largest page that the service gives (its API reference); more is cut without a
-# word. Sorted by id, so that pages do not shift into each other while they are read.
-PAGE = 500
-SORT = ("sort", "neuron_id,asc")
+# So many there were in 2023 (release 8.5): the collection grows, and the service has
+# been seen to serve a nearly empty index after a restart.
+AT_LEAST = 250_000
+# Bytes of a standardization log that are kept beside the item; real ones have few.
+MOST_OF_A_LOG = 64 << 10
 
-_RECORDS = ("_embedded", "neuronResources")
-# Characters that mean something to the search engine inside an unquoted value.
-_SPECIAL = re.compile(r'[\s:,"()\[\]{}\\+\-&|!^~/]')
-
-_TEXTS = tuple(
-    "archive note age_scale gender age_classification brain_region cell_type species "
-    "strain scientific_name stain experiment_condition protocol slicing_direction "
-    "reconstruction_software objective_type original_format domain attributes "
-    "magnification upload_date deposition_date shrinkage_reported "
-    "shrinkage_corrected".split()
-)
 _LISTS = {"brain_region", "cell_type", "experiment_condition"}
 _DATES = {"upload_date", "deposition_date"}
 _SHRINKAGE = tuple(
@@ -89,7 +107,7 @@ _NEURONS = pa.schema(
     [
         column("neuron_id", pa.int64(), "shown as NMO_00001", nullable=False),
         column("neuron_name", pa.string(), "unique", nullable=False),
-        *(_text_column(name) for name in _TEXTS),
+        *(_text_column(name) for name in TEXTS),
         *(column(name, pa.float64(), "shrinkage factor") for name in _SHRINKAGE),
         *(column(name, pa.float64(), unit=unit) for name, unit in _UNITS.items()),
         column("png_url", pa.string(), "as sent; http and maybe elsewhere"),
@@ -110,198 +128,197 @@ _TRACES = pa.schema(
 )
 _TRACES_STORED = with_repeated(_TRACES, "neuron_name", "archive", "version")
 
-_FILTERS = (
-    Filter(name="q", kind=str, doc="a query in the service's own words"),
-    Filter(name="fq", kind=str, many=True, doc="further queries, all of which hold"),
-    Filter(name="neuron_id", kind=int, many=True),
-    Filter(name="neuron_name", kind=str, many=True, doc="* and ? are wildcards"),
-    *(
-        Filter(name=name, kind=str, many=True)
-        for name in (*_TEXTS, "physical_Integrity")
-        if name != "note"
+_VERSIONS = {
+    "cng": "CNG",
+    "cng version": "CNG",
+    "standardized": "CNG",
+    "source": "Source",
+    "source version": "Source",
+    "original": "Source",
+}
+_TRACE_FILTERS = (
+    *FILTERS,
+    Filter(
+        name="version",
+        kind=str,
+        spellings=_VERSIONS,
+        doc="CNG: standardized by the service (default); Source: as it was contributed",
+    ),
+    Filter(
+        name="logs", kind=bool, doc="also the logs of the standardization, as files"
     ),
 )
+# Folder and ending of each kind of file below an archive's folder.
+_PLACES = {
+    "CNG": ("CNG version", ".CNG.swc"),
+    "Source": ("Source-Version", ""),
+    "issues": ("Remaining issues", ".CNG.swc.std"),
+    "log": ("Standardization log", ".std"),
+}
 
 
-def _quoted(value: Any) -> str:
-    """A value of a query: quoted when it needs it, unless it is a pattern."""
-    text = str(value)
-    if "*" in text or "?" in text:
-        return re.sub(r"\s", "?", text)  # a blank would end the pattern
-    if not _SPECIAL.search(text):
-        return text
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _page(filters: Mapping[str, Any], page: int, size: int) -> Request:
-    clauses = [filters["q"]] if "q" in filters else []
-    clauses += filters.get("fq", [])
-    clauses += [
-        f"{name}:{','.join(_quoted(value) for value in values)}"
-        for name, values in filters.items()
-        if name not in {"q", "fq"}
-    ]
-    paging = [("page", str(page)), ("size", str(size)), SORT]
-    if not clauses:
-        return Request(target=target("/api/neuron", paging))
-    query = [("q", clauses[0]), *(("fq", clause) for clause in clauses[1:])]
-    return Request(target=target("/api/neuron/select", [*query, *paging]))
-
-
-def _paging(body: Any) -> tuple[int, int]:
-    """Total number of elements and of pages that an answer names."""
-    try:
-        page = body["page"]
-        return int(page["totalElements"]), int(page["totalPages"])
-    except (KeyError, TypeError, ValueError):
-        raise DecodeError(
-            "expected page.totalElements and page.totalPages - at $.page",
-            path="$.page",
-            code="no-page",
-        ) from None
-
-
-def _neurons_of(body: Any, page: int) -> list[Any]:
-    """The records of a page; the service leaves the list out when it is empty.
+def _extension(record: Record) -> str:
+    """The ending of the file that the authors gave, with its dot.
 
     Raises
     ------
-    IntegrityError
-        The answer is another page than the one that was asked for.
+    ConfigurationError
+        The record does not say it.
     """
-    number = body["page"].get("number", page)
-    if number != page:
-        raise IntegrityError(f"expected page {page}, got page {number} - at $.page")
-    if isinstance(body, Mapping) and "_embedded" not in body and "page" in body:
-        return []
-    return records_at(body, _RECORDS)
+    text = record.get("original_format")
+    if text == "Custom.xml":
+        return ".morph.xml"
+    _, dot, extension = text.rpartition(".") if isinstance(text, str) else ("", "", "")
+    if not dot or not extension.isalnum():
+        raise ConfigurationError(
+            f"expected an original_format such as Neurolucida.asc, got {text!r}"
+        )
+    return f".{extension}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Neurons:
-    """Records, page by page."""
+def _name_in(record: Record, field_name: str) -> str:
+    found = record.get(field_name)
+    if not isinstance(found, str):
+        raise ConfigurationError(f"expected a text as {field_name}, got {found!r}")
+    return found
 
-    filters: Mapping[str, Any]
-    schema: pa.Schema = _NEURONS
-    row_key: str | None = "neuron_id"
 
-    def enumerate(self, _cursor: Json) -> Enumeration:
-        """All pages at once; one question of a single record tells how many."""
-        (first,) = (yield Ask((_page(self.filters, 0, 1),))) or ()
-        total, _ = _paging(first)
-        pages = math.ceil(total / PAGE)
-        yield Block(tuple(self._item(page, pages, total) for page in range(pages)))
+def _file_target(folder: str, name: str, kind: str, ending: str = "") -> str:
+    between, usual = _PLACES[kind]
+    file = f"{segment(name)}{quote(ending or usual, safe='')}"
+    return f"/dableFiles/{segment(folder)}/{quote(between)}/{file}"
 
-    def _item(self, page: int, pages: int, total: int) -> Item:
-        rows = min(PAGE, total - page * PAGE)
-        return Item(
-            key=f"page={page}",
-            request=_page(self.filters, page, PAGE),
-            context={"page": page, "pages": pages, "rows": rows},
+
+def _files_of(record: Record, version: str, *, logs: bool = False) -> Iterator[Item]:
+    """The trace of a neuron, and the logs of its standardization."""
+    neuron = record["neuron_id"]
+    name, archive = _name_in(record, "neuron_name"), _name_in(record, "archive")
+    context = {
+        "neuron_id": neuron,
+        "neuron_name": name,
+        "archive": archive,
+        "papers": [[*paper_of(record), 1]],
+    }
+    ending = _extension(record) if version == "Source" else ""
+    kinds = [("neuron", version, ending)]
+    if logs:
+        kinds += [("issues", "issues", ""), ("log", "log", "")]
+    folder, file = archive.replace("/", "_"), name.replace("/", "_")
+    for key, kind, ends in kinds:
+        between, usual = _PLACES[kind]
+        is_trace = key == "neuron" and ends.lower() in {"", ".swc"}
+        extra = {} if is_trace else {"kept_as": kind}
+        extra |= {"ending": ends} if ends else {}
+        yield Item(
+            key=f"{key}={neuron}",
+            request=Request(
+                # Folders are the archive's name in lower case, whole.
+                target=_file_target(archive.lower(), name, kind, ends),
+                media="swc" if is_trace else "bytes",
+                may_be_absent=True,
+                file=FileWish(path=f"{folder}/{between}/{file}{ends or usual}"),
+            ),
+            context={**context, **extra},
         )
 
-    def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
-    ) -> Decoded:
-        """Rows of one page; the last page leads on if there are more by now."""
-        body = document(chunks)
-        if item.context.get("one"):
-            return self._decoded([body], as_records)
-        total, pages = _paging(body)
-        page, known = item.context["page"], item.context["pages"]
-        records = _neurons_of(body, page)
-        if not records and page * PAGE < total:
-            raise IntegrityError(
-                f"expected up to {PAGE} of {total} neurons on page {page}, got none"
-            )
-        grown = range(known, pages) if page == known - 1 else range(0)
-        return replace(
-            self._decoded(records, as_records),
-            detail={"total": total},
-            follow_up=tuple(self._item(more, pages, total) for more in grown),
-        )
 
-    def _decoded(self, records: list[Any], as_records: bool) -> Decoded:
-        if as_records:
-            return Decoded(records=records)
-        batch, codes = batch_of(
-            records,
-            self.schema,
-            at="$._embedded.neuronResources",
-            ignore=frozenset({"_links"}),
-            lenient=True,
-        )
-        return Decoded(batches=(batch,), diagnostics=codes)
-
-    def shortfall(self, rows: int, details: Iterable[Mapping[str, Any]]) -> str | None:
-        """Compare distinct neurons with the largest total that a page named.
-
-        Not with the last: when the index shrinks while it is read, later pages shift by
-        as many neurons as their total falls, and what slipped through would not show.
-        """
-        total = max((detail.get("total", 0) for detail in details), default=0)
-        if rows == total:
-            return None
-        return (
-            f"the service names {total} neurons and {rows} distinct ones came: "
-            "its index changed while it was read"
-        )
+def _elsewhere(item: Item, version: str) -> tuple[str, ...]:
+    """Where a file may lie that is not where it should: names are not consistent."""
+    archive, name = item.context["archive"], item.context["neuron_name"]
+    kind = item.context.get("kept_as", version)
+    folder = archive.lower()
+    swapped = folder.replace(" ", "\0").replace("_", " ").replace("\0", "_")
+    places = [(archive, name), (swapped, name)]
+    if name.strip():
+        places.append((folder, name.strip()))
+    targets = [
+        _file_target(one, file, kind, item.context.get("ending", ""))
+        for one, file in places
+    ]
+    first = item.request.target
+    return tuple(one for one in dict.fromkeys(targets) if one != first)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Traces:
-    """Standardized SWC files of the neurons that match."""
+    """Files of the neurons that match: their nodes, where they are in SWC."""
 
     filters: Mapping[str, Any]
+    version: str = "CNG"
+    logs: bool = False
     schema: pa.Schema = _TRACES
     row_key: str | None = None
+    census: Census | None = None
+    known: pa.Table | None = None
+    _walks: list[Walk] = field(default_factory=list, compare=False)
+
+    @classmethod
+    def of(cls, filters: Mapping[str, Any]) -> Self:
+        """The source for all filters of the table."""
+        query = {k: v for k, v in filters.items() if k not in {"version", "logs"}}
+        return cls(
+            filters=query,
+            version=filters.get("version", "CNG"),
+            logs=filters.get("logs", False),
+        )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there may be files that are not in SWC."""
+        return self.logs or self.version != "CNG"
 
     def enumerate(self, cursor: Json) -> Enumeration:
-        """A page of neurons at a time, each neuron an item, by id.
+        """A page of neurons at a time, each neuron an item, by id."""
+        walk = Walk(self.filters, self.census, self.known)
+        self._walks[:] = [walk]
+        yield from walk.blocks(
+            cursor, lambda record: _files_of(record, self.version, logs=self.logs)
+        )
 
-        The cursor keeps the next page and the last id, so that a neuron which moves to
-        a later page while paging is not planned twice.
-        """
-        state: Mapping[str, Any] = cursor if isinstance(cursor, Mapping) else {}
-        page, last = state.get("page", 0), state.get("last", 0)
-        while True:
-            (body,) = (yield Ask((_page(self.filters, page, PAGE),))) or ()
-            _, pages = _paging(body)
-            items = []
-            for record in _neurons_of(body, page):
-                if record["neuron_id"] > last:
-                    items.append(_trace_item(record))
-                    last = record["neuron_id"]
-            page += 1
-            if page >= pages:
-                yield Block(tuple(items))
-                return
-            yield Block(tuple(items), {"page": page, "last": last})
+    def elsewhere(self, item: Item) -> tuple[str, ...]:
+        """Where else the file may lie."""
+        if "archive" not in item.context:
+            return ()
+        return _elsewhere(item, self.version)
 
     def decode(
         self, item: Item, chunks: Iterator[bytes], *, as_records: bool
     ) -> Decoded:
-        """Nodes in file order; what was odd goes into the item."""
-        trace = read_swc(whole(chunks))
-        (rows,) = _batches([(item.context, trace)])
+        """Nodes in file order; what was odd goes into the item.
+
+        Raises
+        ------
+        DecodeError
+            No row is usable, or the file is empty.
+        """
+        data = whole(chunks)
+        if "kept_as" in item.context:
+            return _kept(item, data)
+        trace = read_swc(data)
+        (rows,) = _batches([(item.context, trace)], self.version)
         return Decoded(
             batches=() if as_records else (rows,),
             # A trace has no records of its own: its rows as dicts.
             records=rows.to_pylist() if as_records else None,
             diagnostics=trace.codes,
-            detail=_trace_detail(trace),
+            detail=_trace_detail(item.context, trace),
         )
 
     def decode_many(self, bodies: list[tuple[Item, bytes]]) -> list[Decoded | None]:
         """The plain ones among some traces; their rows are parts of one batch."""
+        if self.is_mixed:  # what is only kept is not to be taken for a trace
+            bodies = [
+                (item, b"" if "kept_as" in item.context else body)
+                for item, body in bodies
+            ]
         traces = read_alike([body for _, body in bodies])
         rows = _batches(
             [
                 (item.context, trace)
                 for (item, _), trace in zip(bodies, traces, strict=True)
                 if trace is not None
-            ]
+            ],
+            self.version,
         )
         return [
             None
@@ -309,41 +326,41 @@ class _Traces:
             else Decoded(
                 batches=(next(rows),),
                 diagnostics=trace.codes,
-                detail=_trace_detail(trace),
+                detail=_trace_detail(item.context, trace),
             )
-            for trace in traces
+            for (item, _), trace in zip(bodies, traces, strict=True)
         ]
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
     ) -> str | None:
-        """How many nodes a trace has is known from the trace alone."""
-        return None
+        """What the pages of neurons did not give.
+
+        How many nodes a trace has is known from the trace alone.
+        """
+        return self._walks[0].shortfall if self._walks else None
+
+    def citation(self, details: Iterable[Mapping[str, Any]]) -> str | None:
+        """What is to be cited, in Markdown."""
+        return markdown(details)
 
 
-def _trace_item(record: Mapping[str, Any]) -> Item:
-    name, archive = record["neuron_name"], record["archive"]
-    # Folders are the archive's name in lower case, whole (Wearne_Hof: wearne_hof).
-    path = f"/dableFiles/{segment(archive.lower())}/CNG%20version/{segment(name)}"
-    folder, file = archive.replace("/", "_"), name.replace("/", "_")
-    return Item(
-        key=f"neuron={record['neuron_id']}",
-        request=Request(
-            target=f"{path}.CNG.swc",
-            media="swc",
-            may_be_absent=True,
-            file=FileWish(path=f"{folder}/CNG version/{file}.CNG.swc"),
-        ),
-        context={
-            "neuron_id": record["neuron_id"],
-            "neuron_name": name,
-            "archive": archive,
-        },
-    )
+def _kept(item: Item, data: bytes) -> Decoded:
+    """What becomes of a file that is stored and not read."""
+    if not data.strip():
+        raise DecodeError("expected a file, got an empty one", code="no-data")
+    kind = item.context["kept_as"]
+    detail: dict[str, Any] = {
+        "papers": item.context.get("papers", []),
+        "kept_as": item.context.get("ending", "").lstrip(".") or kind,
+    }
+    if kind != "Source":  # text, of whatever encoding
+        detail["log"] = data[:MOST_OF_A_LOG].decode("utf-8", "replace")
+    return Decoded(detail=detail)
 
 
 def _batches(
-    traces: list[tuple[Mapping[str, Any], Morphology]],
+    traces: list[tuple[Mapping[str, Any], Morphology]], version: str
 ) -> Iterator[pa.RecordBatch]:
     """The rows of each trace."""
     if not traces:
@@ -361,7 +378,7 @@ def _batches(
             wrapped(pa.int64(), ids.repeat(counts)),
             repeated([one["neuron_name"] for one in contexts], counts),
             repeated([one["archive"] for one in contexts], counts),
-            repeated(["CNG"], [sum(counts)]),
+            repeated([version], [sum(counts)]),
             *nodes.columns,
         ],
         schema=_TRACES_STORED,
@@ -372,8 +389,9 @@ def _batches(
         start += count
 
 
-def _trace_detail(trace: Morphology) -> dict[str, Any]:
+def _trace_detail(context: Mapping[str, Any], trace: Morphology) -> dict[str, Any]:
     return {
+        "papers": context.get("papers", []),
         "n_nodes": trace.batch.num_rows,
         "n_roots": trace.n_roots,
         "n_rejected": trace.n_rejected,
@@ -398,8 +416,58 @@ def _one_neuron(key: Any) -> Request:
     raise ConfigurationError(f"expected an id or a name, got {key!r}")
 
 
+def _per_neuron(filters: Mapping[str, Any], **options: Any) -> PerNeuron:
+    return PerNeuron(filters=filters, **options)
+
+
+def _version(text: str) -> str:
+    checked = _TRACE_FILTERS[-2].check(text)
+    assert isinstance(checked, str)
+    return checked
+
+
+def _one_publication(key: Any) -> Request:
+    if isinstance(key, str):
+        return Request(target=f"/api/literature/id/{segment(key)}")
+    raise ConfigurationError(f"expected an article_id, got {key!r}")
+
+
+def _is_up(body: bytes) -> bool:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("status") == "UP"
+
+
+class _OfNeurons(Table):
+    """A table that begins with the list of neurons."""
+
+    client: NeuroMorpho
+
+    def plan(self, *, limit: int | None = None, **filters: Any) -> Plan:
+        """The items that *filters* come to, at most *limit*; asks nothing yet."""
+        plan = super().plan(limit=limit, **filters)
+        if isinstance(plan.source, _Traces) and plan.source.is_mixed:
+            # Files that are not read are worth nothing if they are not stored.
+            return replace(plan, files="always")
+        return plan
+
+    def _source(self, filters: Mapping[str, Json]) -> Source:
+        source: Any = self.description.source(filters)
+        made: Source = replace(source, census=self.client.census)
+        return made
+
+
 class NeuroMorpho(Client):
-    """https://neuromorpho.org: digital reconstructions of neurons."""
+    """https://neuromorpho.org: digital reconstructions of neurons.
+
+    Parameters
+    ----------
+    accept_fewer
+        Go on although the service has far fewer neurons in all than it had: after a
+        restart its index may be nearly empty, and what is read would look complete.
+    """
 
     service = "neuromorpho"
     default_url = "https://neuromorpho.org"
@@ -407,9 +475,147 @@ class NeuroMorpho(Client):
     # together, and not more than 5 side by side; 4 leaves one for a browser.
     default_limits = Limits(rate=5.0, concurrency=4)
     limits_source = "its maintainers ask for about 5 requests a second"
+    health_check = Health(target="/api/health", is_up=_is_up)
 
     neurons: Table
     traces: Table
+    morphometry: Table
+    persistence_vectors: Table
+    literature: Table
+
+    def __init__(self, *, accept_fewer: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        is_the_service = self.exchange.base_url == self.default_url
+        self.census = Census(
+            remembered=lambda: self.exchange.remembered,
+            floor=AT_LEAST if is_the_service else 0,
+            accepts_fewer=accept_fewer,
+        )
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """A client set up by the environment.
+
+        ``ASYNCFETCH_NEUROMORPHO_URL`` is another base URL, and
+        ``ASYNCFETCH_NEUROMORPHO_ACCEPT_FEWER=1`` sets *accept_fewer*.
+        """
+        if os.environ.get("ASYNCFETCH_NEUROMORPHO_ACCEPT_FEWER", "0") not in {"", "0"}:
+            options.setdefault("accept_fewer", True)
+        return super().from_env(**options)
+
+    async def neuron(self, key: int | str) -> dict[str, Any]:
+        """The record of one neuron, by its id (a number) or its name (a text).
+
+        Raises
+        ------
+        NotFound
+            There is no such neuron, and the service is up.
+        """
+        record: dict[str, Any] = await self.neurons.get(key)
+        return record
+
+    async def trace(self, key: int | str, *, version: str = "CNG") -> Morphology:
+        """The trace of one neuron, by its id (a number) or its name (a text).
+
+        Parameters
+        ----------
+        version
+            ``CNG``: standardized by the service; ``Source``: as it was contributed.
+
+        Raises
+        ------
+        NotFound
+            There is no such neuron, or no such file.
+        ConfigurationError
+            The file is in another format than SWC.
+        DecodeError
+            No row of it can be used.
+        """
+        version = _version(version)
+        item = next(_files_of(await self.neuron(key), version))
+        if "kept_as" in item.context:
+            raise ConfigurationError(
+                f"expected a trace in SWC, that of {key!r} is in "
+                f"{item.context['ending'].lstrip('.')}: fetch the table traces with "
+                "version=Source, which stores it"
+            )
+        for place in (item.request.target, *_elsewhere(item, version)):
+            try:
+                answer = await self.exchange.ask(
+                    replace(item.request, target=place),
+                    lambda chunks, _response: read_swc(whole(chunks)),
+                    interactive=True,
+                )
+            except NotFound:
+                continue
+            return answer.value
+        raise NotFound(f"neuromorpho has no {version} trace of {key!r}", status=404)
+
+    def trace_url(self, record: Mapping[str, Any], *, version: str = "CNG") -> str:
+        """Where the trace of the neuron with that record lies.
+
+        Parameters
+        ----------
+        record
+            As the service gives it; of ``archive`` and ``neuron_name``, and for a
+            source ``original_format``, too.
+        version
+            ``CNG`` (or ``CNG version``), or ``Source`` (or ``Source-Version``).
+        """
+        (item,) = _files_of({"neuron_id": 0, **record}, _version(version))
+        return self.exchange.base_url + item.request.target
+
+    async def health(self) -> dict[str, Any]:
+        """What the service says of itself: ``{"status": "UP"}`` when all is well."""
+        try:
+            found: dict[str, Any] = await self._asked("/api/health")
+        except ResponseError as error:  # a service that is down may say so with a 503
+            return {"status": "DOWN", "error": str(error)}
+        return found
+
+    async def fields(self) -> list[str]:
+        """Names of the fields of a neuron that may be queried."""
+        found = await self._asked("/api/neuron/fields")
+        names = next((v for v in found.values() if isinstance(v, list)), None)
+        if names is None:
+            raise DecodeError("expected a list of fields - at $", code="not-array")
+        return list(map(str, names))
+
+    async def field_values(self, field: str) -> list[str]:
+        """All values of a field that neurons may be queried by."""
+        pages = [page async for page in self._field_pages("fields", field)]
+        return list(dict.fromkeys(value for page in pages for value in page))
+
+    async def partition(self, field: str) -> dict[str, int]:
+        """How many neurons there are of each value of a field."""
+        found: dict[str, int] = {}
+        async for page in self._field_pages("partition", field):
+            found |= page
+        return found
+
+    async def _field_pages(self, kind: str, field_name: str) -> AsyncIterator[Any]:
+        names = {one.name.casefold(): one.name for one in FILTERS}
+        name = names.get(field_name.casefold(), field_name)
+        name = QUERY_NAMES.get(name, name)
+        page = 0
+        while True:
+            query = {"page": str(page), "size": str(PAGE)}
+            path = f"/api/neuron/{kind}/{segment(name)}"
+            body = await self._asked(target(path, query))
+            if not isinstance(body, dict) or "fields" not in body:
+                raise DecodeError(f"expected fields from {path} - at $", code="type")
+            yield body["fields"]
+            page += 1
+            if page >= paging(body)[1]:
+                return
+
+    async def _asked(self, where: str) -> Any:
+        answer = await self.exchange.ask(
+            Request(target=where),
+            lambda chunks, _response: document(chunks),
+            interactive=True,
+        )
+        return answer.value
 
     descriptions: ClassVar[tuple[Description, ...]] = (
         Description(
@@ -418,20 +624,67 @@ class NeuroMorpho(Client):
             item=f"pages of up to {PAGE} neurons",
             # 1.9 kB a record, the mean over the whole collection.
             item_bytes=lambda item: 1900.0 * item.context.get("rows", PAGE),
-            filters=_FILTERS,
+            filters=FILTERS,
             schema=_NEURONS,
             row_key="neuron_id",
-            source=lambda filters: _Neurons(filters=filters),
+            table=_OfNeurons,
+            source=lambda filters: Pages(
+                listing=NEURONS, filters=filters, schema=_NEURONS, row_key="neuron_id"
+            ),
             one=_one_neuron,
         ),
         Description(
             name="traces",
-            summary="Traces: the nodes of the neurons' standardized SWC files",
+            summary="Traces: the nodes of the neurons' SWC files",
             item="SWC files",
             item_bytes=70_000,  # the mean over the whole collection
             files="asked",
-            filters=_FILTERS,
+            filters=_TRACE_FILTERS,
             schema=_TRACES,
-            source=lambda filters: _Traces(filters=filters),
+            table=_OfNeurons,
+            source=_Traces.of,
+        ),
+        Description(
+            name="morphometry",
+            summary="Measurements of the neurons, by L-Measure",
+            item="neurons",
+            item_bytes=600,
+            filters=FILTERS,
+            schema=MORPHOMETRY,
+            row_key="neuron_id",
+            table=_OfNeurons,
+            source=partial(
+                _per_neuron, path="morphometry", schema=MORPHOMETRY, row=measures
+            ),
+        ),
+        Description(
+            name="persistence-vectors",
+            summary="Persistence vectors of the neurons: 100 numbers each",
+            item="neurons",
+            item_bytes=2000,
+            filters=FILTERS,
+            schema=PERSISTENCE,
+            row_key="neuron_id",
+            table=_OfNeurons,
+            source=partial(
+                _per_neuron, path="pvec", schema=PERSISTENCE, row=persistence
+            ),
+        ),
+        Description(
+            name="literature",
+            summary="Publications that the service knows of",
+            item=f"pages of up to {PAGE} publications",
+            item_bytes=lambda item: 800.0 * item.context.get("rows", PAGE),
+            filters=(*QUERY, *LITERATURE_FILTERS),
+            schema=LITERATURE,
+            row_key="article_id",
+            source=lambda filters: Pages(
+                listing=PUBLICATIONS,
+                filters=filters,
+                schema=LITERATURE,
+                row_key="article_id",
+                prepared=prepared,
+            ),
+            one=_one_publication,
         ),
     )

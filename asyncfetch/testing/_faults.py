@@ -223,6 +223,8 @@ class FaultPlan:
     """The rate limit, or None."""
     outage: tuple[float, float] | None = None
     """Start and length, in seconds after the first request."""
+    away: tuple[float, float] | None = None
+    """The same for NeuroMorpho alone, which then answers 404 to everything."""
     latency: Callable[[float], float] | None = None
     """Seconds before the first byte, from a number in (0, 1)."""
     seed: int = 0
@@ -270,6 +272,7 @@ _OTHERS = (
     "throttle_style",
     "throttle_headers",
     "outage",
+    "away",
     "latency",
     "seed",
 )
@@ -300,7 +303,8 @@ def parse_faults(text: str, *, seed: int = 0) -> FaultPlan:
     return FaultPlan(
         shares=shares,
         throttle=_throttle(words),
-        outage=_outage(words["outage"]) if "outage" in words else None,
+        outage=_outage("outage", words["outage"]) if "outage" in words else None,
+        away=_outage("away", words["away"]) if "away" in words else None,
         latency=_latency(words["latency"]) if "latency" in words else None,
         seed=int(_number("seed", words["seed"])) if "seed" in words else seed,
     )
@@ -349,11 +353,11 @@ def _word(
     return word
 
 
-def _outage(text: str) -> tuple[float, float]:
+def _outage(name: str, text: str) -> tuple[float, float]:
     start, plus, length = text.partition("+")
     if not plus:
-        raise ConfigurationError(f"expected outage=START+LENGTH - got outage={text}")
-    return (_number("outage", start), _number("outage", length))
+        raise ConfigurationError(f"expected {name}=START+LENGTH - got {name}={text}")
+    return (_number(name, start), _number(name, length))
 
 
 def _latency(text: str) -> Callable[[float], float]:

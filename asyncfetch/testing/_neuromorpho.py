@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlencode
 
 from asyncfetch.testing import _traces
 from asyncfetch.testing._answer import Answer, Call, uniforms
+from asyncfetch.testing._literature import FIELDS, Publications
 from asyncfetch.testing._neuromorpho_data import Neurons, Record
 from asyncfetch.testing._ranges import validators
 
@@ -28,6 +29,13 @@ _MODIFIED = "Thu, 21 May 2015 12:00:00 GMT"
 
 # The query names are those of the records but for this one.
 _RENAMED = {"Physical_Integrity": "physical_Integrity"}
+# Neurons whose files lie in a folder that has the archive's name as it is written.
+_ODD_FOLDERS = frozenset({29, 41})
+_ENDINGS = {
+    "CNG version": ".CNG.swc",
+    "Standardization log": ".std",
+    "Remaining issues": ".CNG.swc.std",
+}
 _NOT_QUERIED = frozenset({"note", "png_url", "_links", *_RENAMED.values()})
 
 # field -> accepted values, each a predicate on the text of a value
@@ -47,6 +55,9 @@ class NeuroMorphoService:
     def __init__(self, *, seed: int, scale: float) -> None:
         self._seed = seed
         self._neurons = Neurons(seed=seed, scale=scale)
+        self._publications = Publications(seed=seed, scale=scale)
+        self.withdrawn: set[int] = set()
+        """Ids of neurons that the index does not have at the moment."""
         names = [key for key in self._neurons[0] if key not in _NOT_QUERIED]
         self._fields = [*names, *_RENAMED]
         self._places: dict[str, int] = {}
@@ -68,7 +79,26 @@ class NeuroMorphoService:
             return _problem(call, 400, "Bad Request", str(error))
         if found is None:
             return _problem(call, 404, "Not Found", "Requested neuron not found")
+        if isinstance(found, str):  # a persistence vector that is no JSON
+            return Answer(body=found.encode(), headers={"Content-Type": "text/plain"})
         return _json(200, found)
+
+    def away(self, call: Call) -> Answer:
+        """The response while the service is down: nothing is found, and all is said."""
+        if call.path.startswith("/dableFiles/"):
+            return _html(404, "Not Found")
+        if call.path == "/api/health":
+            return _json(200, {"status": "DOWN"})
+        return _problem(call, 404, "Not Found", "Requested neuron not found")
+
+    def publications(self) -> Iterator[Record]:
+        """Publications by id."""
+        return iter(self._publications)
+
+    def morphometry(self, neuron_id: int) -> Record | None:
+        """The measurements of a neuron; some were never measured."""
+        is_there = self._there(neuron_id) is not None and neuron_id % 53
+        return self._neurons.morphometry(neuron_id) if is_there else None
 
     def neurons(self) -> Iterator[Record]:
         """Records by id."""
@@ -114,17 +144,78 @@ class NeuroMorphoService:
                 }
                 return _slice(call, sorted(counts), counts)
             case ["neuron", "id", text] if text.isdecimal():
-                place = self._neurons.place(int(text))
+                place = self._there(int(text))
                 return None if place is None else self._neurons[place]
             case ["neuron", "name", text]:
                 place = self._place(unquote(text))
-                return None if place is None else self._neurons[place]
-            case ["morphometry", "id", text] if text.isdecimal():
-                known = self._neurons.place(int(text)) is not None
-                # Some neurons were never measured.
-                if known and int(text) % 53:
-                    return self._neurons.morphometry(int(text))
+                if place is None or self._neurons.id(place) in self.withdrawn:
+                    return None
+                return self._neurons[place]
+            case ["morphometry" | "pvec" as kind, "id", text] if text.isdecimal():
+                return self._measured(kind, int(text))
+            case ["literature", *rest]:
+                return self._literature(call, rest)
         return None
+
+    def _measured(self, kind: str, neuron_id: int) -> Any:
+        if kind == "morphometry":
+            return self.morphometry(neuron_id)
+        if self._there(neuron_id) is None:
+            return None
+        return self._neurons.persistence(neuron_id)
+
+    def _there(self, neuron_id: int) -> int | None:
+        if neuron_id in self.withdrawn:
+            return None
+        return self._neurons.place(neuron_id)
+
+    def _literature(self, call: Call, path: Sequence[str]) -> Any:
+        publications = self._publications
+        match path:
+            case []:
+                return self._listed(call, publications, range(len(publications)))
+            case ["id", article_id]:
+                place = publications.place(unquote(article_id))
+                return None if place is None else publications[place]
+            case ["fields"]:
+                return {"Literature Fields": list(FIELDS)}
+            case ["select"]:
+                query = _query(call, FIELDS)
+                found = [
+                    place
+                    for place, record in enumerate(publications)
+                    if all(
+                        any(accepts(text) for accepts in accepted for text in texts)
+                        for field, accepted in query
+                        for texts in [_texts(record.get(field))]
+                    )
+                ]
+                return self._listed(call, publications, found)
+            case ["fields" | "partition" as kind, field]:
+                if unquote(field) not in FIELDS:
+                    raise _BadRequestError(f"unknown field {field}")
+                counts = Counter(
+                    text
+                    for record in publications
+                    for text in _texts(record.get(unquote(field)))
+                )
+                return _slice(
+                    call, sorted(counts), counts if kind != "fields" else None
+                )
+        return None
+
+    def _listed(
+        self, call: Call, publications: Publications, places: Sequence[int]
+    ) -> Record:
+        number, size, order = _paging(call)
+        if order == ("article_id", True):
+            places = places[::-1]
+        records = [publications[k] for k in places[number * size :][:size]]
+        found: Record = {"_embedded": {"publicationResources": records}}
+        return {
+            **(found if records else {}),
+            "page": _page_of(number, size, len(places)),
+        }
 
     def _place(self, name: str) -> int | None:
         if not self._places:
@@ -142,8 +233,8 @@ class NeuroMorphoService:
             index: dict[str, list[int]] = defaultdict(list)
             for place, record in enumerate(self._neurons):
                 value = record.get(_RENAMED.get(field, field))
-                for one in value if isinstance(value, list) else [value]:
-                    index["null" if one is None else str(one)].append(place)
+                for one in _texts(value):
+                    index[one].append(place)
             self._index[field] = dict(index)
         return self._index[field]
 
@@ -163,6 +254,8 @@ class NeuroMorphoService:
         number, size, order = _paging(call)
         if order is not None:
             places = self._sorted(places, *order)
+        if self.withdrawn:
+            places = [k for k in places if self._neurons.id(k) not in self.withdrawn]
         total = len(places)
         pages = -(-total // size)
         records = [self._neurons[k] for k in places[number * size :][:size]]
@@ -183,12 +276,7 @@ class NeuroMorphoService:
         return {
             **({"_embedded": {"neuronResources": records}} if records else {}),
             "_links": links,
-            "page": {
-                "size": size,
-                "totalElements": total,
-                "totalPages": pages,
-                "number": number,
-            },
+            "page": _page_of(number, size, total),
         }
 
     def _sorted(
@@ -219,16 +307,11 @@ class NeuroMorphoService:
         return Answer(body=content, headers=headers)
 
     def _content(self, folder: str, version: str, file: str) -> bytes | None:
-        name, ends = file, ""
-        if version == "CNG version":
-            ends = ".CNG.swc"
-        elif version == "Standardization log":
-            ends = ".std"
-        elif version == "Source-Version":
+        ends = _ENDINGS.get(version, "")
+        if version == "Source-Version":
             # The record names the extension, so the name is what is before one.
-            for ends in (".morph.xml", f".{file.rpartition('.')[2]}"):
-                if file.endswith(ends):
-                    break
+            is_morph = file.endswith(".morph.xml")
+            ends = ".morph.xml" if is_morph else f".{file.rpartition('.')[2]}"
         if not ends or not file.endswith(ends):
             return None
         name = file.removesuffix(ends)
@@ -236,11 +319,15 @@ class NeuroMorphoService:
         if place is None:
             return None
         neuron_id = self._neurons.id(place)
-        if self._neurons.archive(neuron_id).lower() != folder:
+        archive = self._neurons.archive(neuron_id)
+        # A few folders are not called as all others are.
+        if folder != (archive if neuron_id in _ODD_FOLDERS else archive.lower()):
             return None
         if ends == ".CNG.swc":
             return self.swc(neuron_id)
-        if ends == ".std":
+        if ends == ".CNG.swc.std" and neuron_id % 4:
+            return None  # nothing remained
+        if ends in {".std", ".CNG.swc.std"}:
             return (
                 f"# Standardization file for {name}.swc created with StdSwc version "
                 "1.31\n3.4 line 1: several soma points (3 points made)\n"
@@ -346,13 +433,22 @@ def _slice(
     shown = values[number * size :][:size]
     return {
         "fields": shown if counts is None else {v: counts[v] for v in shown},
-        "page": {
-            "size": size,
-            "totalElements": len(values),
-            "totalPages": -(-len(values) // size),
-            "number": number,
-        },
+        "page": _page_of(number, size, len(values)),
     }
+
+
+def _page_of(number: int, size: int, total: int) -> Record:
+    return {
+        "size": size,
+        "totalElements": total,
+        "totalPages": -(-total // size),
+        "number": number,
+    }
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return ["null" if one is None else str(one) for one in values]
 
 
 def _json(status: int, value: Any) -> Answer:

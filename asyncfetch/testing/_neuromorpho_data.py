@@ -316,6 +316,20 @@ class Neurons:
             values["pk_classic"] = None
         return values
 
+    def persistence(self, neuron_id: int) -> Record | str:
+        """The neuron's persistence vector; as a text for one in 61."""
+        a, b, _, _ = uniforms(self._seed, "persistence", neuron_id)
+        numbers = [round(a * (1 - n / 100) ** 2, 6) for n in range(100)]
+        if neuron_id % 61 == 0:
+            return " ".join(map(str, [neuron_id, *numbers]))
+        return {
+            "neuron_name": self.name(neuron_id),
+            "neuron_id": neuron_id,
+            "scaling_factor": round(100 + 400 * b, 3),
+            "distance": round(10 * a, 4),
+            "coefficients": numbers,
+        }
+
 
 def _make_odd(record: Record) -> None:
     """Give some records a form that a client does not expect, by their ids."""

@@ -76,6 +76,8 @@ class Archive:
         E-mail address and password of a user of Neuroscout.
     truth
         What the archive holds, without HTTP.
+    neuromorpho_is_away
+        Set it, and NeuroMorpho answers 404 to everything, and its health is DOWN.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Archive:
         self._kept = _Kept(_MAX_KEPT_BYTES)
         # As many as Neuroscout has workers; more would only fight for the interpreter.
         self._workers = anyio.CapacityLimiter(2)
+        self.neuromorpho_is_away = False
         self._log: list[LogEntry] = []
         self._log_file = log
         # Set while the archive runs in a thread of its own.
@@ -165,6 +168,13 @@ class Archive:
         for service in self._services:
             if isinstance(service, NeuroscoutService):
                 service.users.passed += seconds
+
+    def withdraw(self, *neuron_ids: int) -> None:
+        """Take just these neurons out of NeuroMorpho's index; without any, none."""
+        for service in self._services:
+            if isinstance(service, NeuroMorphoService):
+                service.withdrawn = set(neuron_ids)
+        self._kept = _Kept(_MAX_KEPT_BYTES)
 
     @contextlib.contextmanager
     def read_through(self, portal: BlockingPortal) -> Iterator[None]:
@@ -260,6 +270,13 @@ class Archive:
             return plan.throttle.refusal(wait), headers
         return None, headers
 
+    def _is_away(self) -> bool:
+        if self._faults.away is None or self._first_request is None:
+            return self.neuromorpho_is_away
+        start, length = self._faults.away
+        since = time.monotonic() - self._started - self._first_request
+        return self.neuromorpho_is_away or start <= since < start + length
+
     async def _answer(self, request: web.BaseRequest) -> Answer:
         body = await request.read() if request.can_read_body else b""
         path, _, query = request.raw_path.partition("?")
@@ -282,6 +299,8 @@ class Archive:
                 # took more than half of the time.
                 if getattr(service, "answers_at_once", False):
                     return service.answer(call)
+                if isinstance(service, NeuroMorphoService) and self._is_away():
+                    return service.away(call)
                 answer = self._kept.get(call)
                 if answer is None:
                     answer = await anyio.to_thread.run_sync(

@@ -68,6 +68,14 @@ class Truth:
         """NeuroMorpho's records by id, those whose fields equal the arguments."""
         return _select(self._neuromorpho.neurons(), equal)
 
+    def publications(self) -> list[Record]:
+        """NeuroMorpho's publications by id."""
+        return list(self._neuromorpho.publications())
+
+    def morphometry(self, neuron_id: int) -> Record | None:
+        """The neuron's measurements as sent, or None where there are none."""
+        return self._neuromorpho.morphometry(neuron_id)
+
     def swc(self, neuron_id: int) -> bytes | None:
         """The bytes of the neuron's CNG file, or None where there is no such file."""
         return self._neuromorpho.swc(neuron_id)

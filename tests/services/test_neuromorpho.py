@@ -6,7 +6,7 @@ import pytest
 
 import asyncfetch
 from asyncfetch import testing
-from asyncfetch.services import neuromorpho
+from asyncfetch.services import _select
 from asyncfetch.testing import Fault
 from tests.conftest import Impatient, look
 
@@ -82,7 +82,7 @@ async def test_fewer_neurons_than_the_service_names_are_reported(
         "page": {"size": 500, "totalElements": 1200, "totalPages": 3, "number": 1},
     }
     body = json.dumps(page).encode()
-    archive.script("page=1&size=500", [Fault(body=body)])
+    archive.script("page=1&size=500", [Fault(body=body)] * 9)
     report = await asyncfetch.download(api.neurons.plan(), tmp_path / "n")
     assert "the service names 1200 neurons and" in report.shortfall
     assert report.rows == 700
@@ -202,11 +202,13 @@ async def test_what_is_no_trace_is_a_failed_item_with_a_code(archive, api, tmp_p
     ],
 )
 def test_values_of_a_query_are_quoted_when_they_need_it(value, quoted):
-    assert neuromorpho._quoted(value) == quoted
+    assert _select.quoted(value) == quoted
 
 
 def test_several_filters_are_one_query_and_further_ones():
-    request = neuromorpho._page({"species": ["rat", "mouse"], "stain": ["x y"]}, 2, 500)
+    request = _select.NEURONS.page(
+        {"species": ["rat", "mouse"], "stain": ["x y"]}, 2, 500
+    )
     assert request.target == (
         "/api/neuron/select?q=species:rat,mouse&fq=stain:%22x%20y%22"
         "&page=2&size=500&sort=neuron_id,asc"
