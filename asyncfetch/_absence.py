@@ -138,5 +138,6 @@ class Absence:
             if await look():
                 # From when it was asked on: what it says may be older than it comes.
                 self._up_at, self._down_at = self._looked_at, -math.inf
+                self._gap = _Gap()
             else:
                 self._down_at = self._clock()

@@ -32,7 +32,7 @@ from io import BytesIO
 from itertools import islice
 from math import isfinite, isnan, nan
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from asyncfetch.errors import DecodeError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "ERROR_CODES",
@@ -49,6 +52,7 @@ __all__ = [
     "Morphology",
     "read_alike",
     "read_swc",
+    "write_swc",
 ]
 
 MAX_BYTES: Final = 256 << 20  # after decompression; the largest trace met has 1.8 MB
@@ -188,6 +192,51 @@ class Morphology:
         """
         return pa.Table.from_batches([self.batch])
 
+    def to_pandas(self) -> pd.DataFrame:
+        """The nodes as a DataFrame; where a type is missing it is NA."""
+        frame: pd.DataFrame = _out().to_pandas(self)
+        return frame
+
+    def to_networkx(self) -> Any:
+        """The nodes as a ``networkx.DiGraph`` (extra ``networkx``).
+
+        An edge leads from a node to its parent, as in navis, and has a ``length``.
+        Type, coordinates and radius are attributes of the nodes.
+        """
+        return _out().to_networkx(self)
+
+    def to_navis(self, **attributes: Any) -> Any:
+        """The nodes as a ``navis.TreeNeuron`` (extra ``navis``).
+
+        Parameters
+        ----------
+        attributes
+            Of the neuron, such as ``name`` and ``id``.
+        """
+        return _out().to_navis(self, **attributes)
+
+    def plot(self, ax: Any = None, *, title: str = "") -> Any:
+        """Front, side and top view with a scale bar (extra ``plot``: matplotlib).
+
+        Parameters
+        ----------
+        ax
+            Axes of matplotlib to draw on; a new figure without.
+
+        Returns
+        -------
+        Figure or Axes
+            What was drawn on. ``figure.savefig("trace.png")`` writes a picture.
+        """
+        from asyncfetch._plot import Drawing, draw, draw_on  # noqa: PLC0415
+
+        unit = {"um": "µm", "1 micrometer": "µm", "1 nanometer": "nm"}
+        drawing = Drawing(title, self.nodes, unit.get(self.units, self.units))
+        if ax is None:
+            return draw([drawing])
+        draw_on(ax, drawing)
+        return ax
+
 
 def read_swc(
     source: bytes | str | os.PathLike[str], *, strict: bool = False
@@ -222,6 +271,44 @@ def read_swc(
         with open(source, "rb") as file:  # noqa: PTH123 - takes str and PathLike alike
             data = file.read(MAX_BYTES + 1)
     return _File(data, strict=strict).read()
+
+
+def write_swc(
+    trace: Morphology,
+    dest: str | os.PathLike[str] | None = None,
+    *,
+    header: Mapping[str, str] | None = None,
+) -> bytes:
+    """Write a trace as SWC, so that reading it gives the same nodes.
+
+    Numbers are the shortest that read back as the same doubles, one blank between them;
+    what is null is written ``NA``. Nothing is sorted, renumbered or moved.
+
+    Parameters
+    ----------
+    dest
+        A path to write to, beside giving the bytes.
+    header
+        Keys and values for the comment lines on top. By default they are those of the
+        file that the trace came from.
+
+    Raises
+    ------
+    ConfigurationError
+        A key or value is no single line.
+    """
+    data: bytes = _out().as_text(trace, header)
+    if dest is not None:
+        with open(dest, "wb") as file:  # noqa: PTH123 - takes str and PathLike alike
+            file.write(data)
+    return data
+
+
+def _out() -> Any:
+    """What needs pandas and more, which reading does not."""
+    from asyncfetch import _swc_out  # noqa: PLC0415
+
+    return _swc_out
 
 
 def read_alike(files: Sequence[bytes]) -> list[Morphology | None]:
@@ -532,7 +619,7 @@ class _Header:
         self.lines.append(line[: self._room].decode("utf-8", "ignore"))
         self._room -= len(line) + 1
         if not self.cut and not self._in_footer:
-            for key, value in said.values:
+            for key, value in said.values:  # noqa: PD011 - of a comment, not a frame
                 self._put(key, value)
 
     def _put(self, key: str, value: str) -> None:

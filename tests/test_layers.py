@@ -52,7 +52,9 @@ ALLOWED = {
         "errors",
     },
     "_decode": {"_body", "_model", "errors"},
-    "swc": {"errors"},
+    "swc": {"_plot", "_swc_out", "errors"},
+    "_plot": {"errors"},
+    "_swc_out": {"errors", "swc"},  # of swc the type of a trace alone
     "_store": {"errors"},
     "_ledger": {"_model", "_store", "errors"},
     "_dataset": {"_files", "_ledger", "_model", "_names", "_store", "errors"},
