@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 OK, FAILED_ITEMS, USAGE, CANNOT_GO_ON, INTERRUPTED = 0, 1, 2, 3, 130
 DRAIN_SECONDS = 30.0
+MOST_DRAWN = 16  # traces in one picture: more would be too small to see
 ROWS_SHOWN = 20  # by `show --format table` without --limit
 
 app = typer.Typer(
@@ -316,9 +317,13 @@ def show(
     rate: Rate = None,
     concurrency: Concurrency = None,
     contact: Contact = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw traces there instead."),
+    ] = None,
 ) -> None:
     """Print rows (table format: 20 of them, unless --limit says otherwise)."""
-    form = "json" if as_json else form
+    form = "arrow" if plot is not None else "json" if as_json else form
     if form not in WRITERS:
         raise ConfigurationError(
             f"expected --format {', '.join(WRITERS)}, got {form!r}"
@@ -344,12 +349,51 @@ def show(
                 return await found.get(limit=limit, **filters)
             return await found.get(output_type="arrow", limit=limit, **filters)
 
+    if plot is not None:
+        _check_drawable(table, schema)
     rows = _in_loop(get)
+    if plot is not None:
+        _draw(rows, plot)
+        return
     if wanted and isinstance(rows, list):
         rows = [{key: row.get(key) for key in wanted} for row in rows]
     elif wanted:
         rows = rows.select(wanted)
     WRITERS[form](rows)
+
+
+def _check_drawable(table: str, schema: pa.Schema) -> None:
+    if not {"node_id", "parent_id", "radius"} <= set(schema.names):
+        raise ConfigurationError(
+            f"expected a table of traces for --plot, got {table}: neuromorpho/traces"
+        )
+
+
+def _draw(rows: pa.Table, path: Path) -> None:
+    """Draw each trace among *rows*, which stand one after the other."""
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    from asyncfetch._plot import Drawing, draw  # noqa: PLC0415
+
+    neurons = pc.value_counts(rows["neuron_id"])
+    if len(neurons) > MOST_DRAWN:
+        raise ConfigurationError(
+            f"expected at most {MOST_DRAWN} traces in one picture, got {len(neurons)}: "
+            "narrow the query, or add --limit"
+        )
+    drawings, first = [], 0
+    for count in neurons.field("counts").to_pylist():
+        own = rows.slice(first, count)
+        first += count
+        name, archive = own["neuron_name"][0].as_py(), own["archive"][0].as_py()
+        drawings.append(Drawing(f"{name} ({archive})", own))
+    try:
+        draw(drawings).savefig(path)
+    except ValueError as error:
+        if isinstance(error, AsyncfetchError):
+            raise
+        raise ConfigurationError(f"{path}: {error}") from error
+    print(f"{path}: {len(drawings)} traces, {rows.num_rows:,} nodes", file=sys.stderr)
 
 
 def _write_table(rows: pa.Table) -> None:
@@ -461,6 +505,76 @@ def fetch(
         drain_seconds=drain_seconds,
         commit_seconds=commit_seconds,
     )
+
+
+@app.command()
+def mirror(
+    service: Annotated[str, typer.Argument(metavar="SERVICE", help="neuromorpho.")],
+    words: Words = None,
+    *,
+    output: Output,
+    files: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", help="Where the files themselves go; _files is in traces/."
+        ),
+    ] = "_files",
+    rate: Rate = None,
+    concurrency: Concurrency = None,
+    contact: Contact = None,
+    base_url: BaseUrl = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+    drain_seconds: Drain = DRAIN_SECONDS,
+    commit_seconds: CommitSeconds = 30.0,
+) -> int:
+    """Fetch neurons, their traces and files in one pass; go on where it stopped."""
+    from asyncfetch import _mirror  # noqa: PLC0415
+
+    if service != "neuromorpho":
+        raise ConfigurationError(f"expected neuromorpho to mirror, got {service!r}")
+    client, name = _open(
+        f"{service}/traces",
+        base_url,
+        rate=rate,
+        concurrency=concurrency,
+        contact=contact,
+    )
+    filters = filters_of(words, client.table(name).description)
+    root = Path(output)
+
+    def run(plan: Plan, table: str, files: str | None) -> int:
+        return _download(
+            client,
+            plan,
+            str(root / table),
+            files=files,
+            quiet=quiet,
+            as_json=as_json,
+            drain_seconds=drain_seconds,
+            commit_seconds=commit_seconds,
+        )
+
+    status = run(_mirror.neurons_plan(client, filters), "neurons", None)
+    if not _mirror.is_readable(root):
+        return status
+    second = run(_mirror.traces_plan(client, filters, root), "traces", files)
+    _mirror.leave_citation(root)
+    return max(status, second)
+
+
+@app.command()
+def cite(
+    dest: Dest,
+    *,
+    form: Annotated[str, typer.Option("--format", help="md, bibtex or csl.")] = "md",
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+) -> None:
+    """Print what is to be cited by those who use what DEST holds."""
+    from asyncfetch import _mirror  # noqa: PLC0415
+
+    print(_mirror.citation(dest, form), end="")
 
 
 @app.command()

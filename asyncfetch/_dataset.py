@@ -659,6 +659,10 @@ class Writer:
             "asyncfetch.units": json.dumps(units),
         }
 
+    def leave(self, name: str, text: str) -> None:
+        """Put a text for readers into the dataset, in the place of an earlier one."""
+        self._staging.replace(text, name, "text")
+
     def heartbeat(self) -> None:
         """Show others that this writer lives; notice that another took over."""
         self._staging.check()
@@ -928,6 +932,11 @@ class View:
     def items_unread(self) -> pads.Dataset:
         """The same, to be read in parts: a million items take 400 MB at once."""
         return self._ledger.items()
+
+    def details(self) -> Iterator[Mapping[str, Any]]:
+        """What was learned beside the rows of each item that is ok, in plan order."""
+        with self._still_there():
+            yield from self._ledger.details()
 
     @property
     def rows(self) -> pads.Dataset:

@@ -52,11 +52,12 @@ from asyncfetch._dataset import Writer
 from asyncfetch._decode import as_schema, document, whole, without_taken_keys
 from asyncfetch._exchange import Answer, Exchange, ignore
 from asyncfetch._files import Files, directory_of
-from asyncfetch._ledger import PlanRecord, cut_short, destination, schema_id
+from asyncfetch._ledger import CITATION, PlanRecord, cut_short, destination, schema_id
 from asyncfetch._model import (
     Ask,
     Block,
     BulkSource,
+    CitedSource,
     Committed,
     Decoded,
     ElsewhereSource,
@@ -1215,6 +1216,10 @@ class _Download:
             plan_complete=not writer.wants_more,
             shortfall=shortfall,
         )
+        if isinstance(plan.source, CitedSource) and self._tally.outcomes:
+            citation = plan.source.citation(writer.details())
+            if citation is not None:
+                writer.leave(CITATION, citation)
         writer.finish(asdict(report))
         logger.info("%s: %s items, %s rows", plan.name, report.items, report.rows)
         return report

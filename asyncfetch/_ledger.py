@@ -8,6 +8,7 @@
                       /plan/<nnnnn>.plan       the items that it comes to
                       /items/part-<run>-<nnnnn>.items   what became of them
                       /runs/<run>.json         reports
+                      /CITATION.md             what is to be cited, of some services
                       /partial/<hash>          large files on their way, with a note
                       /partial/<run>-<nnnnn>.files   files in place, not committed yet
                       /tmp/<run>/              work in progress of one run
@@ -68,6 +69,10 @@ from asyncfetch._store import RECORDS, LocalStore, crash_point, sync_folder
 from asyncfetch.errors import ConfigurationError, DatasetError
 
 PLAN_FILE = f"{RECORDS}/plan.json"
+
+
+# What is to be cited, where a service says so.
+CITATION = f"{RECORDS}/CITATION.md"
 
 
 PLAN = f"{RECORDS}/plan"
@@ -820,7 +825,7 @@ class Ledger:
             near &= pads.field("ordinal") < start + step
             rows = items.to_table(columns=["ordinal", "detail"], filter=near & is_ok)
             for text in rows.sort_by("ordinal").column("detail").to_pylist():
-                yield json.loads(text) if text else {}
+                yield msgspec.json.decode(text) if text else {}
 
 
 def plan_names(store: LocalStore) -> list[str]:

@@ -243,6 +243,14 @@ class ElsewhereSource(Source, Protocol):
 
 
 @runtime_checkable
+class CitedSource(Source, Protocol):
+    """A source whose rows are to be cited."""
+
+    def citation(self, details: Iterable[Mapping[str, Any]]) -> str | None:
+        """What is to be cited, in Markdown, by the details of the items."""
+
+
+@runtime_checkable
 class RereadSource(Source, Protocol):
     """A source that reads again when what came does not agree with itself."""
 

@@ -131,7 +131,7 @@ def draw_on(axes: Any, drawing: Drawing) -> None:
     margin = 0.05 * max(right, size["y"] - bottom)
     axes.set_xlim(-margin, max(right, size["x"] + gap + _BAR * whole) + margin)
     axes.set_ylim(bottom - 2 * margin, size["y"] + 2 * margin)
-    axes.set_title(drawing.title, fontsize=10, y=0.97)
+    axes.set_title(drawing.title, fontsize=10, y=0.955)
     _legend(axes, kinds)
 
 

@@ -59,7 +59,7 @@ from asyncfetch.errors import DatasetError
 GOT = {Outcome.OK, Outcome.UNCHANGED, Outcome.SPLIT}
 
 # What may lie among the records.
-KNOWN = {*FOLDERS, "plan.json", "lock", "fence"}
+KNOWN = {*FOLDERS, "plan.json", "CITATION.md", "lock", "fence"}
 
 # Without a change of mind by then, something else writes here.
 REPAIRS = 5

@@ -94,6 +94,8 @@ ALLOWED = {
         "swc",
     },
     "testing": {"_alyx_schema", "errors", "swc", "testing"},
+    # One pass over two tables: what the first one fetched plans the second.
+    "_mirror": {"_dataset", "_engine", "errors", "services"},
     "_demo": {"_dataset", "_verify", "errors"},  # what it runs, it runs as processes
     "_cli": {
         "_compact",
@@ -101,6 +103,8 @@ ALLOWED = {
         "_demo",
         "_engine",
         "_estimate",
+        "_mirror",
+        "_plot",
         "_progress",
         "_verify",
         "_model",

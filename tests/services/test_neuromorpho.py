@@ -20,6 +20,11 @@ async def items_of(dest):
     return await look(read)
 
 
+@pytest.fixture(autouse=True)
+def _little_patience(monkeypatch):
+    monkeypatch.setattr("asyncfetch._absence.PATIENCE", 0.1)
+
+
 SIEGERT = "CB_CKp25_2w_F_Animal01_*"
 
 

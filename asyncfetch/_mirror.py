@@ -1,0 +1,84 @@
+"""An archive of neurons in one pass: their records, traces, files, and what to cite.
+
+::
+
+    <root>/neurons/       a dataset of records
+    <root>/traces/        a dataset of nodes, with the exact files below _files/
+    <root>/CITATION.md
+
+The traces are planned from the records that have been fetched, so that no page is asked
+for twice. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncfetch._dataset import open_dataset
+from asyncfetch.errors import ConfigurationError
+from asyncfetch.services._papers import cited
+
+if TYPE_CHECKING:
+    from asyncfetch._engine import Plan
+    from asyncfetch.services._table import Client
+
+# What is needed of a record to find its files, and to cite it.
+_COLUMNS = (
+    "neuron_id",
+    "neuron_name",
+    "archive",
+    "original_format",
+    "reference_doi",
+    "reference_pmid",
+)
+
+
+def neurons_plan(client: Client, filters: Mapping[str, Any]) -> Plan:
+    """The plan for the records that *filters* of traces are about."""
+    table = client.table("neurons")
+    own = {k: v for k, v in filters.items() if table.description.find(k) is not None}
+    return table.plan(**own)
+
+
+def traces_plan(client: Client, filters: Mapping[str, Any], root: Path) -> Plan:
+    """The plan for the traces of the records that lie in a mirror."""
+    rows = open_dataset(root / "neurons").rows.to_table(columns=list(_COLUMNS))
+    plan = client.table("traces").plan(**filters)
+    source: Any = plan.source
+    return replace(plan, source=replace(source, known=rows.sort_by("neuron_id")))
+
+
+def is_readable(root: Path) -> bool:
+    """Whether all records of a mirror have been asked for, and came."""
+    state = open_dataset(root / "neurons").state()
+    failed = state.items.get("failed", 0)
+    return state.plan_complete and not state.pending and not failed
+
+
+def leave_citation(root: Path) -> None:
+    """Write what is to be cited beside the datasets of a mirror."""
+    text = cited(open_dataset(root / "neurons").details(), "md")
+    (root / "CITATION.md").write_text(text, encoding="utf-8")
+
+
+def citation(dest: str, form: str) -> str:
+    """What is to be cited of a dataset, or of a mirror.
+
+    Raises
+    ------
+    ConfigurationError
+        It is of a service that asks for nothing, or there is no such format.
+    """
+    if (Path(dest) / "neurons" / "_asyncfetch").is_dir():
+        dest = str(Path(dest) / "neurons")
+    view = open_dataset(dest)
+    plan = view.plan
+    if plan.service != "neuromorpho" or plan.table == "literature":
+        raise ConfigurationError(
+            f"expected a dataset of neurons, got one of {plan.service}/{plan.table}: "
+            "what is to be cited of it is not known here"
+        )
+    return cited(view.details(), form)
