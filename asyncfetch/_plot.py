@@ -82,9 +82,16 @@ def draw_on(axes: Any, drawing: Drawing) -> None:
     kinds = nodes["type"].fill_null(-1).to_numpy()
     radius = np.nan_to_num(nodes["radius"].to_numpy(), nan=0.0)
     child, parent = _edges(nodes)
-    extent = {name: (one.min(), one.max()) for name, one in place.items()}
+    soma = _soma(nodes, kinds)
+    extent = {
+        name: (
+            min(one.min(), (one[soma] - radius[soma]).min(initial=np.inf)),
+            max(one.max(), (one[soma] + radius[soma]).max(initial=-np.inf)),
+        )
+        for name, one in place.items()
+    }
     size = {name: high - low for name, (low, high) in extent.items()}
-    whole = max(*size.values(), float(radius.max()) * 2, 1e-9)
+    whole = max(*size.values(), 1e-9)
     gap = _GAP * whole
     axes.set_aspect("equal")
     axes.axis("off")
@@ -104,7 +111,6 @@ def draw_on(axes: Any, drawing: Drawing) -> None:
             axes.add_collection(
                 LineCollection(segments[own], colors=colour, linewidths=width)
             )
-        soma = np.flatnonzero(kinds == 1)
         if len(soma):
             axes.add_collection(
                 EllipseCollection(
@@ -143,6 +149,20 @@ def _edges(nodes: pa.Table) -> tuple[Any, Any]:
     above = order[found]
     child = np.flatnonzero((ids[above] == parents) & (parents != -1))
     return child, above[child]
+
+
+def _soma(nodes: pa.Table, kinds: Any) -> Any:
+    """Rows whose spheres are the soma.
+
+    Of three points, a centre and one at either side, the service means the sphere
+    around the centre.
+    """
+    soma = np.flatnonzero(kinds == 1)
+    if len(soma) == 3:
+        ids, parents = nodes["node_id"].to_numpy(), nodes["parent_id"].to_numpy()
+        if (parents[soma[1:]] == ids[soma[0]]).all():
+            return soma[:1]
+    return soma
 
 
 def _by_kind(kinds: Any) -> list[tuple[str, str, Any]]:
