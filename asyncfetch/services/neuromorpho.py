@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Self
-from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -169,7 +168,7 @@ def _extension(record: Record) -> str:
     if text == "Custom.xml":
         return ".morph.xml"
     _, dot, extension = text.rpartition(".") if isinstance(text, str) else ("", "", "")
-    if not dot or not extension.isalnum():
+    if not dot or not (extension.isalnum() and extension.isascii()):
         raise ConfigurationError(
             f"expected an original_format such as Neurolucida.asc, got {text!r}"
         )
@@ -185,8 +184,8 @@ def _name_in(record: Record, field_name: str) -> str:
 
 def _file_target(folder: str, name: str, kind: str, ending: str = "") -> str:
     between, usual = _PLACES[kind]
-    file = f"{segment(name)}{quote(ending or usual, safe='')}"
-    return f"/dableFiles/{segment(folder)}/{quote(between)}/{file}"
+    file = f"{segment(name)}{ending or usual}"  # no ending needs to be quoted
+    return f"/dableFiles/{segment(folder)}/{between.replace(' ', '%20')}/{file}"
 
 
 def _files_of(record: Record, version: str, *, logs: bool = False) -> Iterator[Item]:

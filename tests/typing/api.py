@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 import asyncfetch
-from asyncfetch.swc import Morphology, read_swc
+from asyncfetch.swc import Morphology, read_swc, write_swc
 
 
 async def rows() -> None:
@@ -51,6 +51,20 @@ async def datasets(dest: Path) -> asyncfetch.Report:
     view: asyncfetch.View = asyncfetch.open_dataset(dest)
     print(view.plan.table, view.state().rows)
     return report
+
+
+async def neurons() -> Morphology:
+    """Ask for single neurons and their traces."""
+    async with asyncfetch.NeuroMorpho(accept_fewer=True) as api:
+        record: dict[str, Any] = await api.neuron("cnic_001")
+        url: str = api.trace_url(record, version="Source-Version")
+        counts: dict[str, int] = await api.partition("species")
+        values: list[str] = await api.field_values("archive")
+        one = await api.trace(1)
+    frame: pd.DataFrame = one.to_pandas()
+    data: bytes = write_swc(one, "a.swc", header={"CREATURE": "rat"})
+    print(url, counts, values, len(frame), len(data))
+    return one
 
 
 def trace(path: Path) -> Morphology:
