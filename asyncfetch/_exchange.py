@@ -371,7 +371,7 @@ class Exchange:
             partial=None,
         )
         try:
-            response = await self._attempt(Request(target=health.target), None, asking)
+            response = await self._send(Request(target=health.target), asking)
         except AsyncfetchError:
             return False
         try:

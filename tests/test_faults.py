@@ -348,7 +348,7 @@ async def test_a_page_that_is_another_is_asked_for_again(archive, api):
 
 async def test_a_page_that_repeats_doubles_no_row_and_is_said(archive, api, tmp_path):
     truth = archive.truth.neurons()
-    archive.script("page=1&size=500", [page(truth[:500], 1, 1200)])
+    archive.script("page=1&size=500", [page(truth[:500], 1, 1200)] * 9)
     report = await asyncfetch.download(api.neurons.plan(), tmp_path / "n")
     assert report.rows == 700
     assert "names 1200 neurons and 700 distinct ones came" in report.shortfall
