@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -19,8 +19,8 @@ import anyio.to_thread
 from asyncfetch._dataset import held
 from asyncfetch._engine import Plan, survey
 from asyncfetch._ledger import Ledger
-from asyncfetch._model import Item
-from asyncfetch.errors import AsyncfetchError, NotFound
+from asyncfetch._model import ElsewhereSource, Item
+from asyncfetch.errors import NotFound
 
 # Fewer items than this say less about the others than the service's usual sizes do.
 ENOUGH = 3
@@ -208,16 +208,21 @@ async def _measure(
     seen, expected, took = 0.0, 0.0, []
     for item in items:
         expected += usual(item)
-        try:
-            answer = await plan.exchange.ask(
-                item.request, lambda chunks, _: _end(chunks)
-            )
-        except AsyncfetchError as error:
-            if isinstance(error, NotFound) and item.request.may_be_absent:
+        places = [item.request.target]
+        if isinstance(plan.source, ElsewhereSource):
+            places += plan.source.elsewhere(item)
+        for place in places:
+            try:
+                answer = await plan.exchange.ask(
+                    replace(item.request, target=place), lambda chunks, _: _end(chunks)
+                )
+            except NotFound:
+                if not item.request.may_be_absent:
+                    raise
                 continue
-            raise
-        seen += answer.response.body.size
-        took.append(answer.on_wire)
+            seen += answer.response.body.size
+            took.append(answer.on_wire)
+            break
     return seen, expected, took
 
 
