@@ -60,9 +60,10 @@ def test_every_command_line_is_understood(words, tmp_path, monkeypatch, capsys):
     with serve_in_thread(scale=0.05) as archive:
         for name, url in archive.environment().items():
             monkeypatch.setenv(name, url)
-        if words[-1] == "events" or "events" in words[2:3]:
-            fetch = next(one for one in commands() if one[1] == "fetch")
-            assert run(fetch[1:]) == 0
+        for place, first in (("events", "fetch"), ("siegert", "mirror")):
+            if place in (words[-1], *words[2:3]) and words[1] != first:
+                before = next(one for one in commands() if one[1] == first)
+                assert run(before[1:]) == 0
         assert run(words[1:]) == 0, capsys.readouterr().err
 
 
