@@ -821,6 +821,9 @@ def _summarize(
         _note(f"failed: {one.key}: {one.error_class}: {one.error}")
     if report.items.get("failed"):
         _note(f"see asyncfetch status {dest} --failed, then asyncfetch retry {dest}")
+    if report.unparsed:
+        counted = ", ".join(f"{n:,} of {name}" for name, n in report.unparsed.items())
+        _note(f"values that do not fit their columns, kept in extra: {counted}")
     if report.shortfall is not None:
         _note(f"{plan.name} is not complete: {report.shortfall}")
 

@@ -314,6 +314,11 @@ class Writer:
         return self._ledger.cursor
 
     @property
+    def shortfall(self) -> str | None:
+        """What the service promised and the enumeration did not find."""
+        return self._ledger.shortfall
+
+    @property
     def plan_complete(self) -> bool:
         """Whether the enumeration has come to its end."""
         return self._ledger.complete
@@ -389,6 +394,9 @@ class Writer:
         file = StagedFile(self._staging, "block.plan", PLAN_SCHEMA)
         file.write(self._plan_rows(planned))
         metadata = {"asyncfetch.cursor": json.dumps(block.cursor)}
+        if block.shortfall is not None:
+            metadata["asyncfetch.shortfall"] = block.shortfall
+            ledger.shortfall = block.shortfall
         if not ledger.blocks:  # by which an edited plan.json can be told and mended
             metadata["asyncfetch.plan"] = self.record.to_json()
         self._publish_plan(file, metadata, "block", first, first + len(planned) - 1)

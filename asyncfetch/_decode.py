@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
@@ -224,6 +225,8 @@ def batch_of(
     at: str = "$",
     ignore: frozenset[str] = frozenset(),
     lenient: bool = False,
+    first: int = 0,
+    unparsed: Counter[str] | None = None,
 ) -> tuple[pa.RecordBatch, tuple[str, ...]]:
     """A batch with one row per record, and the sorted codes of what was odd.
 
@@ -237,6 +240,10 @@ def batch_of(
         A value that does not fit becomes null and is kept in ``extra`` (code
         ``unparsed``); numbers may come as text, and a bare value stands for a list of
         one. Otherwise such a value is an error.
+    first
+        Place of the first record in the list, for errors.
+    unparsed
+        Counts such values by column.
 
     Raises
     ------
@@ -247,7 +254,7 @@ def batch_of(
     convert = {field.name: _converter(field.type, lenient) for field in schema}
     extras = columns.get(EXTRA)
     codes: set[str] = set()
-    for row, record in enumerate(records):
+    for row, record in enumerate(records, first):
         if not isinstance(record, Mapping):
             raise _misfit("object", record, f"{at}[{row}]")
         beyond: dict[str, Any] = {
@@ -267,6 +274,8 @@ def batch_of(
                 values.append(None)
                 beyond[name] = value
                 codes.add("unparsed")
+                if unparsed is not None:
+                    unparsed[name] += 1
         for name in _missing_required(schema, columns):
             raise _misfit("a value", None, f"{at}[{row}].{name}")
         if extras is not None:
@@ -449,8 +458,11 @@ def without_taken_keys(result: ItemResult, row_key: str, taken: set[Any]) -> Ite
     if result.records is not None:
         records = []
         for record in result.records:
-            if record[row_key] not in taken:
-                taken.add(record[row_key])
+            key = record.get(row_key) if isinstance(record, Mapping) else None
+            if not isinstance(key, int | str):  # as sent, whatever that is
+                records.append(record)
+            elif key not in taken:
+                taken.add(key)
                 records.append(record)
         return replace(result, records=records)
     batches = []

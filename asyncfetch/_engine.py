@@ -54,6 +54,7 @@ from asyncfetch._exchange import Answer, Exchange, ignore
 from asyncfetch._files import Files, directory_of
 from asyncfetch._ledger import CITATION, PlanRecord, cut_short, destination, schema_id
 from asyncfetch._model import (
+    AbsentSource,
     Ask,
     Block,
     BulkSource,
@@ -68,6 +69,7 @@ from asyncfetch._model import (
     ItemResult,
     Json,
     Kept,
+    LenientSource,
     Observer,
     Outcome,
     Paced,
@@ -180,6 +182,7 @@ class MemoryJournal:
         self.cursor: Json = None
         self.planned = 0
         self.ended = 0
+        self.shortfall: str | None = None
         self._left = limit
         self._complete = False
 
@@ -195,6 +198,7 @@ class MemoryJournal:
     def freeze(self, block: Block) -> list[PlannedItem]:
         """Number the items of a block."""
         self.cursor, self._complete = block.cursor, block.cursor is None
+        self.shortfall = block.shortfall or self.shortfall
         items = block.items[: self._left]
         if self._left is not None:
             self._left -= len(items)
@@ -538,15 +542,11 @@ class Run:
             answer, kept, fetched_at = await self._answered(planned)
         except AsyncfetchError as error:
             self._note_failure(error, item)
-            return ItemResult(
+            result = ItemResult(
                 ordinal=planned.ordinal,
                 key=item.key,
                 url=exchange.shown_url(item.request),
-                outcome=(
-                    Outcome.MISSING
-                    if isinstance(error, NotFound) and item.request.may_be_absent
-                    else Outcome.FAILED
-                ),
+                outcome=Outcome.FAILED,
                 http_status=getattr(error, "status", None),
                 attempts=getattr(error, "attempts", 1),
                 elapsed=time.monotonic() - started,
@@ -554,6 +554,9 @@ class Run:
                 error=error,
                 diagnostics=(code,) if (code := getattr(error, "code", "")) else (),
             )
+            if isinstance(error, NotFound) and item.request.may_be_absent:
+                return self._absent(item, result)
+            return result
         self._reached = True
         value, response = answer.value, answer.response
         return ItemResult(
@@ -575,6 +578,22 @@ class Run:
             diagnostics=value.diagnostics,
             detail=value.detail,
             kept=kept,
+        )
+
+    def _absent(self, item: Item, result: ItemResult) -> ItemResult:
+        """What it comes to that the thing is not there."""
+        source = self._plan.source
+        if not isinstance(source, AbsentSource):
+            return replace(result, outcome=Outcome.MISSING)
+        value = source.absent(item, as_records=self._as_records)
+        return replace(
+            result,
+            outcome=Outcome.OK,
+            error=None,
+            batches=value.batches,
+            records=value.records,
+            diagnostics=value.diagnostics,
+            detail=value.detail,
         )
 
     async def _answered(
@@ -820,7 +839,8 @@ async def collect(
         else:
             run.raise_error()
             if plan.limit is None:
-                note_shortfall(plan, rows, [done[n].detail for n in sorted(done)])
+                details = [done[n].detail for n in sorted(done)]
+                note_shortfall(plan, journal.shortfall, rows, details)
     return [done[n] for n in sorted(done)]
 
 
@@ -1205,10 +1225,16 @@ class _Download:
         pending = writer.planned - sum(counts.values())
         shortfall = None
         if plan.limit is None and not pending and not writer.wants_more:
-            shortfall = note_shortfall(plan, writer.rows, writer.details())
+            shortfall = note_shortfall(
+                plan, writer.shortfall, writer.rows, writer.details()
+            )
+        unparsed = {}
+        if isinstance(plan.source, LenientSource):
+            unparsed = dict(plan.source.unparsed(writer.details()))
         report = self._tally.report(
             plan,
             writer.failed(),
+            unparsed=unparsed,
             items=counts,
             rows=writer.rows,
             parts=writer.parts,
@@ -1325,9 +1351,11 @@ def item_error(result: ItemResult, report: Report) -> ItemError:
     )
 
 
-def note_shortfall(plan: Plan, rows: int, details: Any) -> str | None:
-    """Log and return one line if the service promised more rows than came."""
-    shortfall = plan.source.shortfall(rows, details)
+def note_shortfall(
+    plan: Plan, of_plan: str | None, rows: int, details: Any
+) -> str | None:
+    """Log and return one line if the service promised more than came."""
+    shortfall = of_plan or plan.source.shortfall(rows, details)
     if shortfall is not None:
         logger.warning("%s: %s", plan.name, shortfall)
     return shortfall

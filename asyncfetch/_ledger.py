@@ -512,6 +512,7 @@ class Ledger:
         self.roots = 0
         self.cursor: Json = None
         self.complete = False
+        self.shortfall: str | None = None
         self.state: Bytes = np.zeros(1024, dtype=np.uint8)
         self.within: Flags = np.zeros(1024, dtype=np.bool_)
         self._load(keys)
@@ -646,6 +647,8 @@ class Ledger:
         if b"asyncfetch.cursor" in metadata:
             self.cursor = json.loads(metadata[b"asyncfetch.cursor"])
             self.complete = self.cursor is None
+        if b"asyncfetch.shortfall" in metadata:
+            self.shortfall = metadata[b"asyncfetch.shortfall"].decode()
         return ended
 
     def add_block(self, name: str, first: int, last: int) -> None:

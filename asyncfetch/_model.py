@@ -175,6 +175,8 @@ class Block:
     items: tuple[Item, ...]
     cursor: Json = None
     """Given back to :meth:`Source.enumerate` to go on; None when this was the last."""
+    shortfall: str | None = None
+    """Of the last one: what the service promised and the enumeration did not find."""
 
 
 Enumeration: TypeAlias = Generator[Ask | Block, tuple[Any, ...] | None, None]
@@ -240,6 +242,22 @@ class ElsewhereSource(Source, Protocol):
 
     def elsewhere(self, item: Item) -> tuple[str, ...]:
         """Targets to ask for after a 404, one after the other."""
+
+
+@runtime_checkable
+class AbsentSource(Source, Protocol):
+    """A source to which it says something, too, that a thing is not there."""
+
+    def absent(self, item: Item, *, as_records: bool) -> Decoded:
+        """What a 404 comes to that is believed."""
+
+
+@runtime_checkable
+class LenientSource(Source, Protocol):
+    """A source that keeps values aside which do not fit their columns."""
+
+    def unparsed(self, details: Iterable[Mapping[str, Any]]) -> Mapping[str, int]:
+        """How many of each column, by the details of the items."""
 
 
 @runtime_checkable
@@ -389,6 +407,8 @@ class Report:
     """Items that the run did not come to, because it was asked to stop."""
     plan_complete: bool = True
     """Whether all items are known, within the plan's limit."""
+    unparsed: Mapping[str, int] = field(default_factory=dict)
+    """Values that did not fit their column, by column: null, and kept in ``extra``."""
     shortfall: str | None = None
     """How many rows the service promised and did not deliver, in one line."""
 

@@ -6,8 +6,9 @@ the neurons are selected, and each is asked for.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from asyncfetch._decode import EXTRA, JSON, batch_of, document, whole
 from asyncfetch._model import Decoded, Enumeration, Item, Json, Request
 from asyncfetch.errors import DecodeError, IntegrityError
 from asyncfetch.services._papers import markdown, paper_of
-from asyncfetch.services._select import Census, Record, Walk
+from asyncfetch.services._select import Census, Record, Walk, all_unparsed
 from asyncfetch.services._table import column
 
 _UNITS = {
@@ -83,12 +84,10 @@ class PerNeuron:
     census: Census | None = None
     known: pa.Table | None = None
     row_key: str | None = "neuron_id"
-    _walks: list[Walk] = field(default_factory=list, compare=False)
 
     def enumerate(self, cursor: Json) -> Enumeration:
         """A page of neurons at a time, each neuron an item, by id."""
         walk = Walk(self.filters, self.census, self.known)
-        self._walks[:] = [walk]
         yield from walk.blocks(cursor, self._items)
 
     def _items(self, record: Record) -> Iterable[Item]:
@@ -118,8 +117,15 @@ class PerNeuron:
         IntegrityError
             The answer is another neuron's.
         """
+        return self._decoded(item, whole(chunks).strip(), as_records)
+
+    def absent(self, item: Item, *, as_records: bool) -> Decoded:
+        """A row of nulls: a neuron that was not measured is a neuron of the query."""
+        decoded = self._decoded(item, b"", as_records)
+        return replace(decoded, diagnostics=("not-measured",))
+
+    def _decoded(self, item: Item, body: bytes, as_records: bool) -> Decoded:
         context = item.context
-        body = whole(chunks).strip()
         found = self.row(body)
         named = found.get("neuron_id")
         if named is not None and str(named) != str(context["neuron_id"]):
@@ -130,16 +136,27 @@ class PerNeuron:
         if as_records:
             return Decoded(records=[found] if body else [], detail=detail)
         own = {name: context[name] for name in ("neuron_id", "neuron_name", "archive")}
+        unparsed: Counter[str] = Counter()
         batch, codes = batch_of(
-            [{**found, **own}], self.schema, ignore=frozenset({"_links"}), lenient=True
+            [{**found, **own}],
+            self.schema,
+            ignore=frozenset({"_links"}),
+            lenient=True,
+            unparsed=unparsed,
         )
+        if unparsed:
+            detail["unparsed"] = dict(unparsed)
         return Decoded(batches=(batch,), diagnostics=codes, detail=detail)
+
+    def unparsed(self, details: Iterable[Mapping[str, Any]]) -> Mapping[str, int]:
+        """How many values of each column are kept aside."""
+        return all_unparsed(details)
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
     ) -> str | None:
-        """What the pages of neurons did not give."""
-        return self._walks[0].shortfall if self._walks else None
+        """Nothing beyond the plan: each neuron is an item."""
+        return None
 
     def citation(self, details: Iterable[Mapping[str, Any]]) -> str | None:
         """What is to be cited, in Markdown."""

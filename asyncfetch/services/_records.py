@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,15 +12,17 @@ import pyarrow as pa
 
 from asyncfetch._decode import batch_of, document
 from asyncfetch._model import Block, Decoded, Enumeration, Item, Json
-from asyncfetch.errors import IntegrityError
+from asyncfetch.errors import DecodeError, IntegrityError
 from asyncfetch.services._papers import markdown, papers_of
 from asyncfetch.services._select import (
     MOST_TURNS,
     PAGE,
     Census,
     Listing,
+    all_unparsed,
     counted,
     paging,
+    refused,
 )
 
 
@@ -79,37 +82,69 @@ class Pages:
             raise IntegrityError(
                 f"expected up to {PAGE} of {total} records on page {page}, got none"
             )
+        odd: dict[int, str] = {}
+        try:
+            decoded = self._decoded(records, as_records)
+        except DecodeError:
+            odd = self._odd(records)
+            usable = [one for place, one in enumerate(records) if place not in odd]
+            decoded = self._decoded(usable, as_records)
         grown = range(known, pages) if page == known - 1 else range(0)
         turn = item.context.get("turn", 0)
+        detail = {
+            "total": total,
+            "page": page,
+            "turn": turn,
+            "papers": papers_of(records),
+            **decoded.detail,
+        }
+        if odd:
+            detail["odd"] = [records[place] for place in odd]
         return replace(
-            self._decoded(records, as_records),
-            detail={
-                "total": total,
-                "page": page,
-                "turn": turn,
-                "papers": papers_of(records),
-            },
-            follow_up=tuple(self._item(more, pages, total, turn) for more in grown),
+            decoded,
+            detail=detail,
+            follow_up=(
+                *(refused(f"record={page}.{place}", odd[place]) for place in odd),
+                *(self._item(more, pages, total, turn) for more in grown),
+            ),
         )
 
-    def _decoded(self, records: list[Any], as_records: bool) -> Decoded:
+    def _decoded(self, records: list[Any], as_records: bool, first: int = 0) -> Decoded:
         if as_records:
             return Decoded(records=records)
+        unparsed: Counter[str] = Counter()
         batch, codes = batch_of(
             [self.prepared(record) for record in records],
             self.schema,
             at=f"$._embedded.{self.listing.records}",
             ignore=frozenset({"_links"}),
             lenient=True,
+            first=first,
+            unparsed=unparsed,
         )
-        return Decoded(batches=(batch,), diagnostics=codes)
+        detail = {"unparsed": dict(unparsed)} if unparsed else {}
+        return Decoded(batches=(batch,), diagnostics=codes, detail=detail)
+
+    def _odd(self, records: list[Any]) -> dict[int, str]:
+        """Places of the records that give no row, and why."""
+        found = {}
+        for place, record in enumerate(records):
+            try:
+                self._decoded([record], as_records=False, first=place)
+            except DecodeError as error:
+                found[place] = str(error)
+        return found
+
+    def unparsed(self, details: Iterable[Mapping[str, Any]]) -> Mapping[str, int]:
+        """How many values of each column are kept aside."""
+        return all_unparsed(details)
 
     def again(
         self, rows: int, details: Iterable[Mapping[str, Any]]
     ) -> tuple[Item, ...]:
         """The pages that were read in another state of the index than the last."""
         pages = _latest(details)
-        most = max((one["total"] for one in pages.values()), default=0)
+        most = _promised(pages)
         turn = 1 + max((one["turn"] for one in pages.values()), default=0)
         if rows >= most or turn == MOST_TURNS:
             return ()
@@ -132,7 +167,7 @@ class Pages:
         total falls, and what slipped through would not show.
         """
         pages = _latest(details)
-        total = max((one["total"] for one in pages.values()), default=0)
+        total = _promised(pages)
         if rows >= total:
             return None
         return (
@@ -157,5 +192,12 @@ def _latest(details: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]
             continue
         page, turn = detail.get("page", len(latest)), detail.get("turn", 0)
         if page not in latest or turn >= latest[page]["turn"]:
-            latest[page] = {"total": detail["total"], "turn": turn}
+            odd = len(detail.get("odd", ()))
+            latest[page] = {"total": detail["total"], "turn": turn, "odd": odd}
     return latest
+
+
+def _promised(pages: Mapping[int, Mapping[str, Any]]) -> int:
+    """How many rows there are to be; odd records are items that failed."""
+    odd = sum(one["odd"] for one in pages.values())
+    return int(max((one["total"] for one in pages.values()), default=0) - odd)

@@ -9,6 +9,7 @@ import json
 import re
 from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 from asyncfetch._model import Ask, Block, Enumeration, Item, Json, Request
 from asyncfetch.errors import ConfigurationError, DecodeError, ResponseError
 from asyncfetch.services._paging import target
-from asyncfetch.services._table import Filter
+from asyncfetch.services._table import Filter, close
 
 Record = Mapping[str, Any]
 
@@ -166,10 +167,10 @@ def paging(body: Any) -> tuple[int, int]:
 
 @dataclass(slots=True, kw_only=True)
 class Census:
-    """How many neurons there are in all, so that an index which lost most is noticed.
+    """What a client asks once of the whole index: its size, and its fields.
 
     After a restart the service may serve a nearly empty index, and call itself healthy.
-    What is read then would look complete.
+    What is read then would look complete. And fields change from release to release.
     """
 
     remembered: Callable[[], dict[str, Any]]
@@ -179,6 +180,34 @@ class Census:
     accepts_fewer: bool = False
     is_taken: bool = False
     """Whether this client has looked."""
+    checks_fields: bool = True
+    _fields: dict[str, str] | None = None
+    """Names that may be queried, by their lower case."""
+
+    def check_fields(
+        self, filters: Mapping[str, Any]
+    ) -> Generator[Ask, tuple[Any, ...] | None]:
+        """See that the service knows the fields of a query.
+
+        Raises
+        ------
+        ConfigurationError
+            It does not know one.
+        """
+        names = filters.keys() - {"q", "fq"}
+        if not names or not self.checks_fields:
+            return
+        if self._fields is None:
+            (body,) = (yield Ask((Request(target="/api/neuron/fields"),))) or ()
+            self._fields = {one.casefold(): one for one in field_names(body)}
+        for name in sorted(names):
+            if name.casefold() not in self._fields:
+                known = self._fields.values()
+                raise ConfigurationError(
+                    f"the service has no field {name!r} now{close(name, known)}; it "
+                    f"has {', '.join(known)} (check_fields=False, or "
+                    "ASYNCFETCH_NEUROMORPHO_CHECK_FIELDS=0, asks nevertheless)"
+                )
 
     def check(self, total: int) -> None:
         """Compare *total* with what was seen last.
@@ -207,6 +236,8 @@ def counted(
     listing: Listing, filters: Mapping[str, Any], census: Census | None, size: int
 ) -> Generator[Ask, tuple[Any, ...] | None, Any]:
     """The first page of what matches; the whole index is counted beside it, once."""
+    if census is not None:
+        yield from census.check_fields(filters)
     requests = [listing.page(filters, 0, size)]
     counts = census is not None and (not filters or not census.is_taken)
     if counts and filters:
@@ -271,8 +302,6 @@ class Walk:
     census: Census | None = None
     known: pa.Table | None = None
     """Records that need not be asked for, by id, in place of the service's."""
-    shortfall: str | None = None
-    """What did not come, in one line, after the last pass."""
     # Eight bytes a neuron: 2.4 MB for all there are.
     _planned: array[int] = field(default_factory=lambda: array("q"))
     _odd: set[str] = field(default_factory=set)
@@ -302,8 +331,8 @@ class Walk:
             now.page += 1
             if now.page >= pages:
                 if now.is_whole or turn + 1 == MOST_TURNS:
-                    self.shortfall = None if now.seen == total else _missed(now)
-                    yield Block(tuple(items))
+                    missed = None if now.seen == total else _missed(now)
+                    yield Block(tuple(items), shortfall=missed)
                     return
                 now = _Pass(turn=turn + 1, last=now.last)
             now.last = max(now.last, self._planned[-1] if self._planned else 0)
@@ -333,8 +362,7 @@ class Walk:
                 return
             self._odd.add(key)
             what = f"no {error}" if isinstance(error, KeyError) else str(error)
-            refused = f"this record of the service leads nowhere: {what}"
-            yield Item(key=key, request=Request(target="/", refused=refused))
+            yield refused(key, what)
             return
         yield from items
 
@@ -348,6 +376,35 @@ class Walk:
             return False
         planned.insert(place, neuron)
         return True
+
+
+def refused(key: str, why: str) -> Item:
+    """An item that fails by itself, for a record that is not what it should be."""
+    text = f"this record of the service cannot be used: {why}"
+    return Item(key=key, request=Request(target="/", refused=text))
+
+
+def all_unparsed(details: Iterable[Mapping[str, Any]]) -> Mapping[str, int]:
+    """How many values of each column did not fit it, by the details of items."""
+    found: Counter[str] = Counter()
+    for detail in details:
+        found.update(detail.get("unparsed", {}))
+    return dict(sorted(found.items()))
+
+
+def field_names(body: Any) -> list[str]:
+    """The names in an answer that holds one list of them.
+
+    Raises
+    ------
+    DecodeError
+        It holds none.
+    """
+    values = body.values() if isinstance(body, Mapping) else ()
+    names = next((one for one in values if isinstance(one, list)), None)
+    if names is None:
+        raise DecodeError("expected a list of fields - at $", code="not-array")
+    return list(map(str, names))
 
 
 def _missed(now: _Pass) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -66,6 +66,7 @@ from asyncfetch.services._select import (
     Census,
     Record,
     Walk,
+    field_names,
     paging,
 )
 from asyncfetch.services._table import Client, Description, Filter, Table, column
@@ -249,7 +250,6 @@ class _Traces:
     row_key: str | None = None
     census: Census | None = None
     known: pa.Table | None = None
-    _walks: list[Walk] = field(default_factory=list, compare=False)
 
     @classmethod
     def of(cls, filters: Mapping[str, Any]) -> Self:
@@ -269,7 +269,6 @@ class _Traces:
     def enumerate(self, cursor: Json) -> Enumeration:
         """A page of neurons at a time, each neuron an item, by id."""
         walk = Walk(self.filters, self.census, self.known)
-        self._walks[:] = [walk]
         yield from walk.blocks(
             cursor, lambda record: _files_of(record, self.version, logs=self.logs)
         )
@@ -333,11 +332,8 @@ class _Traces:
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
     ) -> str | None:
-        """What the pages of neurons did not give.
-
-        How many nodes a trace has is known from the trace alone.
-        """
-        return self._walks[0].shortfall if self._walks else None
+        """Nothing beyond the plan: a trace alone knows how many nodes it has."""
+        return None
 
     def citation(self, details: Iterable[Mapping[str, Any]]) -> str | None:
         """What is to be cited, in Markdown."""
@@ -466,6 +462,8 @@ class NeuroMorpho(Client):
     accept_fewer
         Go on although the service has far fewer neurons in all than it had: after a
         restart its index may be nearly empty, and what is read would look complete.
+    check_fields
+        See, before the first query by fields, that the service has them.
     """
 
     service = "neuromorpho"
@@ -482,24 +480,33 @@ class NeuroMorpho(Client):
     persistence_vectors: Table
     literature: Table
 
-    def __init__(self, *, accept_fewer: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        accept_fewer: bool = False,
+        check_fields: bool = True,
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         is_the_service = self.exchange.base_url == self.default_url
         self.census = Census(
             remembered=lambda: self.exchange.remembered,
             floor=AT_LEAST if is_the_service else 0,
             accepts_fewer=accept_fewer,
+            checks_fields=check_fields,
         )
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:
         """A client set up by the environment.
 
-        ``ASYNCFETCH_NEUROMORPHO_URL`` is another base URL, and
-        ``ASYNCFETCH_NEUROMORPHO_ACCEPT_FEWER=1`` sets *accept_fewer*.
+        ``ASYNCFETCH_NEUROMORPHO_URL`` is another base URL,
+        ``ASYNCFETCH_NEUROMORPHO_ACCEPT_FEWER=1`` sets *accept_fewer*, and
+        ``ASYNCFETCH_NEUROMORPHO_CHECK_FIELDS=0`` unsets *check_fields*.
         """
-        if os.environ.get("ASYNCFETCH_NEUROMORPHO_ACCEPT_FEWER", "0") not in {"", "0"}:
-            options.setdefault("accept_fewer", True)
+        for name in ("accept_fewer", "check_fields"):
+            if said := os.environ.get(f"ASYNCFETCH_NEUROMORPHO_{name.upper()}"):
+                options.setdefault(name, said != "0")
         return super().from_env(**options)
 
     async def neuron(self, key: int | str) -> dict[str, Any]:
@@ -574,11 +581,7 @@ class NeuroMorpho(Client):
 
     async def fields(self) -> list[str]:
         """Names of the fields of a neuron that may be queried."""
-        found = await self._asked("/api/neuron/fields")
-        names = next((v for v in found.values() if isinstance(v, list)), None)
-        if names is None:
-            raise DecodeError("expected a list of fields - at $", code="not-array")
-        return list(map(str, names))
+        return field_names(await self._asked("/api/neuron/fields"))
 
     async def field_values(self, field: str) -> list[str]:
         """All values of a field that neurons may be queried by."""

@@ -172,6 +172,24 @@ async def test_filters_find_what_they_say(archive, api, filters):
         assert len(found) == 4
 
 
+async def test_fields_that_the_service_does_not_have_are_said(archive, api):
+    names = [one for one in await api.fields() if one != "species"]
+    body = json.dumps({"Neuron Fields": [*names, "Speciez"]}).encode()
+    archive.script("/api/neuron/fields", [Fault(body=body)])
+    before = len(archive.log)
+    for _ in range(2):
+        with pytest.raises(
+            asyncfetch.ConfigurationError,
+            match=r"has no field 'species' now \(did you mean Speciez\?\); it has .*",
+        ):
+            await api.traces.get(species="rat")
+    assert await api.neurons.get(physical_integrity="no such") == []  # in any case
+    url = archive.neuromorpho
+    async with asyncfetch.NeuroMorpho(base_url=url, check_fields=False) as other:
+        assert await other.neurons.get(species="rat", limit=1)
+    assert sum("fields" in one.target for one in archive.log[before:]) == 1
+
+
 async def test_a_long_list_is_posted(archive, api):
     names = [one["neuron_name"] for one in archive.truth.neurons()]
     names = [name for name in names if "*" not in name]

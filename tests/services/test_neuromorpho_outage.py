@@ -333,9 +333,13 @@ async def test_a_plan_made_of_pages_that_do_not_agree_says_so(archive, api, tmp_
     archive.script("page=1&size=10", [Fault(body=body)] * 50)
     report = await asyncfetch.download(api.morphometry.plan(), tmp_path / "m")
     assert report.shortfall.startswith("the service names 60 neurons and 50 came")
+    again = await asyncfetch.download(api.morphometry.plan(), tmp_path / "m")
+    assert (again.requests, again.shortfall) == (0, report.shortfall)
 
 
-async def test_one_odd_record_fails_and_the_others_do_not(archive, api, tmp_path):
+@pytest.fixture
+def odd_records(archive):
+    """One page of eight records, most of which are odd in one way or another."""
     records = archive.truth.neurons()[:8]
     records[1] |= {"neuron_name": ".."}
     records[2] |= {"archive": ".."}
@@ -345,18 +349,50 @@ async def test_one_odd_record_fails_and_the_others_do_not(archive, api, tmp_path
     records[6] = None
     page = {"size": 500, "totalElements": 8, "totalPages": 1, "number": 0}
     body = {"_embedded": {"neuronResources": records}, "page": page}
-    archive.script("size=500", [Fault(body=json.dumps(body).encode())] * 3)
+    fault = Fault(body=json.dumps(body).encode())
+    archive.script("&size=1&", [fault])
+    archive.script("size=500", [fault] * 3)
+    return records
+
+
+@pytest.mark.usefixtures("odd_records")
+async def test_one_odd_record_fails_and_the_others_do_not(archive, api, tmp_path):
     report = await asyncfetch.download(api.traces.plan(), tmp_path / "t")
     assert report.items == {"ok": 2, "failed": 6}
     assert report.shortfall is None
     failed = [one for one in await items_of(tmp_path / "t") if one["outcome"] != "ok"]
     assert {one["error_class"] for one in failed} == {"DecodeError"}
     assert {tuple(one["diagnostics"]) for one in failed} == {("odd-record",)}
-    assert all("leads nowhere: expected" in one["error"] for one in failed)
+    assert all("cannot be used: expected" in one["error"] for one in failed)
     assert not any(".." in one.target for one in archive.log)
     again = await asyncfetch.download(api.traces.plan(), tmp_path / "t")
     assert again.items == report.items
     assert again.requests == 0
+
+
+async def test_a_record_that_gives_no_row_fails_and_the_others_of_its_page_do_not(
+    archive, api, odd_records, tmp_path
+):
+    report = await asyncfetch.download(api.neurons.plan(), tmp_path / "n")
+    assert report.items == {"ok": 1, "failed": 3}
+    assert report.rows == 5
+    assert report.shortfall is None
+    asked = [one for one in archive.log if "size=500" in one.target]
+    assert len(asked) == 1
+    page, *failed = await items_of(tmp_path / "n")
+    assert [one["key"] for one in failed] == ["record=0.3", "record=0.4", "record=0.6"]
+    assert {tuple(one["diagnostics"]) for one in failed} == {("odd-record",)}
+    place = "$._embedded.neuronResources[3].neuron_id"
+    assert f"expected a value, got null - at {place}" in failed[0]["error"]
+    kept = json.loads(page["detail"])["odd"]
+    assert kept == [odd_records[3], odd_records[4], None]
+    again = await asyncfetch.download(api.neurons.plan(), tmp_path / "n")
+    assert (again.items, again.rows) == (report.items, 5)
+    assert again.requests == 0
+
+
+async def test_records_come_as_sent_also_when_they_give_no_row(api, odd_records):
+    assert await api.neurons.get() == odd_records
 
 
 async def test_the_archive_can_be_told_to_be_away_for_a_while():
