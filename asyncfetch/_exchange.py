@@ -276,7 +276,8 @@ class Exchange:
         AsyncfetchError
             The last attempt's failure, with ``attempts`` as an attribute.
         """
-        request = self._sendable(request)
+        if request.refused is not None:
+            raise DecodeError(request.refused, code="odd-record")
         started = time.monotonic()
         asking = _Asking(
             interactive=interactive,
@@ -308,22 +309,14 @@ class Exchange:
                     on_wire=asking.on_wire,
                 )
             except AsyncfetchError as caught:
-                error = caught
-                if isinstance(error, NotFound) and self._health is not None:
-                    said = await self._believed(error, self._health, asking)
-                    if said is None:
-                        continue
-                    error = said
-                elif request.or_get is not None and _is_not_allowed(error):
-                    self._gets_only, request = True, request.as_get
+                error = await self._believed(caught, asking)
+                if error is None:
                     continue
                 scrub(error, self._secrets())
                 error.__dict__["attempts"] = asking.attempts
                 delay = self._delay(error, asking)
                 if delay is None or not request.is_read:
-                    if error is not caught:
-                        raise error from caught
-                    raise
+                    raise error from error.__cause__
                 failed = str(error)
             observe(
                 Retrying(
@@ -336,27 +329,25 @@ class Exchange:
             if not asking.is_rejected:
                 await (sleep or self.gate.sleep)(delay)
 
-    def _sendable(self, request: Request) -> Request:
-        if request.refused is not None:
-            raise DecodeError(request.refused, code="odd-record")
-        if request.or_get is not None and self._gets_only:
-            return request.as_get
-        return request
-
     async def _believed(
-        self, error: NotFound, health: Health, asking: _Asking
+        self, error: AsyncfetchError, asking: _Asking
     ) -> AsyncfetchError | None:
-        """A 404 as it is, or what to say of it; None: it must be asked again."""
+        """What to say of an error; None after a 404 that must be asked for again."""
+        health = self._health
+        if health is None or not isinstance(error, NotFound):
+            return error
         verdict = await self._absence.judge(
             lambda: self._is_up(health, asking),
             impatient=asking.impatient or asking.is_probe or asking.is_doubted,
         )
         if verdict is Verdict.DOWN:
-            return TransportError(
+            down = TransportError(
                 f"{error}; {health.target} does not say that the service is up, so "
                 "this is no proof that there is nothing: go on later",
                 status=404,
             )
+            down.__cause__ = error
+            return down
         if verdict is Verdict.PROVED:
             return error
         asking.is_doubted = True
@@ -386,7 +377,7 @@ class Exchange:
         consume: Consume[T],
         asking: _Asking,
     ) -> tuple[T, Response]:
-        response = await self._send(request, asking)
+        response = await self._send_or_get(request, asking)
         try:
             # Whoever waits for the slot sends first: decoding keeps the loop.
             await asyncio.sleep(0)
@@ -433,6 +424,19 @@ class Exchange:
                 error.__dict__["is_fatal"] = True
             return None
         return None if asking.impatient and delay > IMPATIENCE else delay
+
+    async def _send_or_get(self, request: Request, asking: _Asking) -> Response:
+        """One attempt; a second one by GET where the service takes no other method."""
+        if request.or_get is None:
+            return await self._send(request, asking)
+        if not self._gets_only:
+            try:
+                return await self._send(request, asking)
+            except ResponseError as error:
+                if error.status != 405:
+                    raise
+            self._gets_only = True
+        return await self._send(request.as_get, asking)
 
     async def _send(self, request: Request, asking: _Asking) -> Response:
         """One attempt; a second one when other credentials may help."""
@@ -794,10 +798,6 @@ class _Hops:
 # A gateway that finds nobody behind it; and one that waited too long, maybe for a
 # question that is too hard.
 _FAILURES = {500: Failure.QUESTION, 502: Failure.HOST, 504: Failure.EITHER}
-
-
-def _is_not_allowed(error: AsyncfetchError) -> bool:
-    return isinstance(error, ResponseError) and error.status == 405
 
 
 def _is_final(error: AsyncfetchError) -> bool:
