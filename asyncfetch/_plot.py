@@ -72,21 +72,13 @@ def draw(drawings: Sequence[Drawing]) -> Any:
 
 def draw_on(axes: Any, drawing: Drawing) -> None:
     """Draw the projections of one trace on *axes*: front, side and from above."""
-    from matplotlib.collections import (  # noqa: PLC0415 - an extra
-        EllipseCollection,
-        LineCollection,
-    )
-
-    nodes = drawing.nodes
-    place = {name: nodes[name].to_numpy() for name in ("x", "y", "z")}
-    kinds = nodes["type"].fill_null(-1).to_numpy()
-    radius = np.nan_to_num(nodes["radius"].to_numpy(), nan=0.0)
-    child, parent = _edges(nodes)
-    soma = _soma(nodes, kinds)
+    place = {name: drawing.nodes[name].to_numpy() for name in ("x", "y", "z")}
+    tree = _Tree.of(drawing.nodes)
+    ball, radius = tree.soma, tree.radius[tree.soma]
     extent = {
         name: (
-            min(one.min(), (one[soma] - radius[soma]).min(initial=np.inf)),
-            max(one.max(), (one[soma] + radius[soma]).max(initial=-np.inf)),
+            min(one.min(), (one[ball] - radius).min(initial=np.inf)),
+            max(one.max(), (one[ball] + radius).max(initial=-np.inf)),
         )
         for name, one in place.items()
     }
@@ -102,27 +94,7 @@ def draw_on(axes: Any, drawing: Drawing) -> None:
             -row * (size["z"] + gap) - extent[up][0],
         )
         points = np.column_stack([place[across] + shift[0], place[up] + shift[1]])
-        segments = np.stack([points[child], points[parent]], axis=1)
-        for name, colour, of_kind in _by_kind(kinds):
-            if name == "soma":
-                continue
-            own = of_kind[child]
-            width = np.clip(radius[child][own] / whole * 300, 0.4, 3.0)
-            axes.add_collection(
-                LineCollection(segments[own], colors=colour, linewidths=width)
-            )
-        if len(soma):
-            axes.add_collection(
-                EllipseCollection(
-                    2 * radius[soma],
-                    2 * radius[soma],
-                    np.zeros(len(soma)),
-                    units="xy",
-                    offsets=points[soma],
-                    offset_transform=axes.transData,
-                    facecolors=_TYPES[1][1],
-                )
-            )
+        _project(axes, tree, points, whole)
         axes.annotate(
             f"{across}{up}",
             (points[:, 0].min(), points[:, 1].max()),
@@ -138,7 +110,56 @@ def draw_on(axes: Any, drawing: Drawing) -> None:
     axes.set_xlim(-margin, max(right, size["x"] + gap + _BAR * whole) + margin)
     axes.set_ylim(bottom - 2 * margin, size["y"] + 2 * margin)
     axes.set_title(drawing.title, fontsize=10, y=0.955)
-    _legend(axes, kinds)
+    _legend(axes, tree.kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tree:
+    """What is drawn of a trace, whatever the projection: rows of its nodes."""
+
+    kinds: Any
+    radius: Any
+    child: Any
+    parent: Any
+    """Of each child."""
+    soma: Any
+
+    @classmethod
+    def of(cls, nodes: pa.Table) -> _Tree:
+        kinds = nodes["type"].fill_null(-1).to_numpy()
+        radius = np.nan_to_num(nodes["radius"].to_numpy(), nan=0.0)
+        return cls(kinds, radius, *_edges(nodes), _soma(nodes, kinds))
+
+
+def _project(axes: Any, tree: _Tree, points: Any, whole: float) -> None:
+    """Draw a trace whose nodes lie at *points*."""
+    from matplotlib.collections import (  # noqa: PLC0415 - an extra
+        EllipseCollection,
+        LineCollection,
+    )
+
+    segments = np.stack([points[tree.child], points[tree.parent]], axis=1)
+    for name, colour, of_kind in _by_kind(tree.kinds):
+        if name == "soma":
+            continue
+        own = of_kind[tree.child]
+        width = np.clip(tree.radius[tree.child][own] / whole * 300, 0.4, 3.0)
+        axes.add_collection(
+            LineCollection(segments[own], colors=colour, linewidths=width)
+        )
+    if len(tree.soma):
+        across = 2 * tree.radius[tree.soma]
+        axes.add_collection(
+            EllipseCollection(
+                across,
+                across,
+                np.zeros(len(tree.soma)),
+                units="xy",
+                offsets=points[tree.soma],
+                offset_transform=axes.transData,
+                facecolors=_TYPES[1][1],
+            )
+        )
 
 
 def _edges(nodes: pa.Table) -> tuple[Any, Any]:
