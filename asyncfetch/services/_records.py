@@ -21,6 +21,7 @@ from asyncfetch.services._select import (
     Listing,
     all_unparsed,
     counted,
+    missed,
     paging,
     refused,
 )
@@ -142,38 +143,31 @@ class Pages:
     def again(
         self, rows: int, details: Iterable[Mapping[str, Any]]
     ) -> tuple[Item, ...]:
-        """The pages that were read in another state of the index than the last."""
-        pages = _latest(details)
-        most = _promised(pages)
-        turn = 1 + max((one["turn"] for one in pages.values()), default=0)
-        if rows >= most or turn == MOST_TURNS:
+        """The pages that were read in another state of the index than the last.
+
+        All pages, when they agree and records are missing nevertheless: nothing tells
+        then which page it is.
+        """
+        state = _State.of(details)
+        turn = state.turn + 1
+        if turn == MOST_TURNS or (not state.stale and rows >= state.rows):
             return ()
-        # What shrinks shifts the rest to earlier pages: what slipped through lies now
-        # on one that was read before. When all agree, nothing tells which one it is.
-        least = min(one["total"] for one in pages.values())
-        count = math.ceil(least / PAGE)
-        stale = [n for n, one in sorted(pages.items()) if one["total"] != least]
+        pages = math.ceil(state.total / PAGE)
         return tuple(
-            self._item(page, count, least, turn)
-            for page in stale or sorted(pages)
-            if page < count
+            self._item(page, pages, state.total, turn)
+            for page in state.stale or range(pages)
         )
 
     def shortfall(self, rows: int, details: Iterable[Mapping[str, Any]]) -> str | None:
-        """Compare distinct records with the largest total that a page named.
+        """Compare distinct records with what the pages name.
 
-        Of each page its last reading counts. Not with the last total alone: when the
-        index shrinks while it is read, later pages shift by as many records as their
-        total falls, and what slipped through would not show.
+        The number alone proves nothing while the index changes: a record that is gone
+        by now makes up for one that slipped to a page that had been read.
         """
-        pages = _latest(details)
-        total = _promised(pages)
-        if rows >= total:
-            return None
-        return (
-            f"the service names {total} {self._what} and {rows} distinct ones came: "
-            "its index changed while it was read"
-        )
+        state = _State.of(details)
+        if rows < state.rows:
+            return missed(state.rows, rows, self._what)
+        return missed(state.rows, None, self._what) if state.stale else None
 
     @property
     def _what(self) -> str:
@@ -184,20 +178,43 @@ class Pages:
         return markdown(details) if self.row_key == "neuron_id" else None
 
 
-def _latest(details: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
-    """The detail of the last reading of each page."""
-    latest: dict[int, Mapping[str, Any]] = {}
-    for detail in details:
-        if "total" not in detail:
-            continue
-        page, turn = detail.get("page", len(latest)), detail.get("turn", 0)
-        if page not in latest or turn >= latest[page]["turn"]:
-            odd = len(detail.get("odd", ()))
-            latest[page] = {"total": detail["total"], "turn": turn, "odd": odd}
-    return latest
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """What the last readings of all pages say of the index."""
 
+    total: int = 0
+    """How many records there are, by the page that was read last."""
+    odd: int = 0
+    """Of these, how many are items that failed."""
+    turn: int = 0
+    stale: tuple[int, ...] = ()
+    """Pages that were read when there were more or fewer, or not at all."""
 
-def _promised(pages: Mapping[int, Mapping[str, Any]]) -> int:
-    """How many rows there are to be; odd records are items that failed."""
-    odd = sum(one["odd"] for one in pages.values())
-    return int(max((one["total"] for one in pages.values()), default=0) - odd)
+    @property
+    def rows(self) -> int:
+        """How many rows there are to be."""
+        return self.total - self.odd
+
+    @classmethod
+    def of(cls, details: Iterable[Mapping[str, Any]]) -> _State:
+        latest: dict[int, tuple[int, int, int]] = {}
+        for detail in details:
+            if "total" in detail:
+                page, turn = detail["page"], detail["turn"]
+                odd = len(detail.get("odd", ()))
+                latest[page] = max(
+                    latest.get(page, (-1, 0, 0)), (turn, detail["total"], odd)
+                )
+        if not latest:
+            return cls()
+        # Pages are asked for in their order: the last one tells the latest state.
+        turn, _, total = max((turn, page, of) for page, (turn, of, _) in latest.items())
+        pages = range(math.ceil(total / PAGE))
+        return cls(
+            total=total,
+            odd=sum(latest[page][2] for page in pages if page in latest),
+            turn=turn,
+            stale=tuple(
+                page for page in pages if page not in latest or latest[page][1] != total
+            ),
+        )

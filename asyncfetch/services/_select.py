@@ -285,6 +285,13 @@ class _Pass:
             self.seen, self.top = self.seen + 1, neuron or self.top
 
     @property
+    def shortfall(self) -> str | None:
+        """What did not come, as far as that is known."""
+        if self.is_whole or self.total is None:
+            return None
+        return missed(self.total, None if self.seen == self.total else self.seen)
+
+    @property
     def is_whole(self) -> bool:
         """Whether as many came as all pages say that there are."""
         return self.is_steady and self.seen == self.total
@@ -331,8 +338,7 @@ class Walk:
             now.page += 1
             if now.page >= pages:
                 if now.is_whole or turn + 1 == MOST_TURNS:
-                    missed = None if now.seen == total else _missed(now)
-                    yield Block(tuple(items), shortfall=missed)
+                    yield Block(tuple(items), shortfall=now.shortfall)
                     return
                 now = _Pass(turn=turn + 1, last=now.last)
             now.last = max(now.last, self._planned[-1] if self._planned else 0)
@@ -407,10 +413,16 @@ def field_names(body: Any) -> list[str]:
     return list(map(str, names))
 
 
-def _missed(now: _Pass) -> str:
+def missed(total: int, came: int | None, what: str = "neurons") -> str:
+    """The line that says what did not come; None when that cannot be known."""
+    if came is None:
+        return (
+            f"the service's index changed each time it was read: some of its {total} "
+            f"{what} may not be among those that came"
+        )
     return (
-        f"the service names {now.total} neurons and {now.seen} came: its index changed "
-        "while it was read"
+        f"the service names {total} {what} and {came} distinct ones came: its index "
+        "changed while it was read"
     )
 
 

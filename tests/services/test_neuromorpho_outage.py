@@ -332,7 +332,7 @@ async def test_a_plan_made_of_pages_that_do_not_agree_says_so(archive, api, tmp_
     ).encode()
     archive.script("page=1&size=10", [Fault(body=body)] * 50)
     report = await asyncfetch.download(api.morphometry.plan(), tmp_path / "m")
-    assert report.shortfall.startswith("the service names 60 neurons and 50 came")
+    assert report.shortfall.startswith("the service names 60 neurons and 50 distinct")
     again = await asyncfetch.download(api.morphometry.plan(), tmp_path / "m")
     assert (again.requests, again.shortfall) == (0, report.shortfall)
 
