@@ -239,9 +239,10 @@ class Planner:
         """Blocks of the plan, from the beginning or after one's cursor."""
         steps = self._plan.source.enumerate(cursor)
         answers: tuple[Any, ...] | None = None
+        refusal: AsyncfetchError | None = None
         while True:
             try:
-                step = steps.send(answers)
+                step = steps.send(answers) if refusal is None else steps.throw(refusal)
             except StopIteration:
                 return
             except (KeyError, TypeError, AttributeError) as error:
@@ -249,9 +250,12 @@ class Planner:
                     f"expected the records of {self._plan.service}, got something else "
                     f"from {self._plan.exchange.base_url} ({error!r}): check base_url"
                 ) from error
-            answers = None
+            answers = refusal = None
             if isinstance(step, Ask):
-                answers = await self._ask_all(step)
+                try:
+                    answers = await self._ask_all(step)
+                except AsyncfetchError as error:  # the source may know what it means
+                    refusal = error
             else:
                 yield step
 
@@ -269,9 +273,10 @@ class Planner:
             self.took.append(answer.on_wire)
             answers[place] = answer.value
 
-        async with anyio.create_task_group() as group:
-            for place in range(len(step.requests)):
-                group.start_soon(ask, place)
+        with _lone_error_as_itself():
+            async with anyio.create_task_group() as group:
+                for place in range(len(step.requests)):
+                    group.start_soon(ask, place)
         # The server is there: what comes later may take the patience of a long run.
         self._interactive = False
         return tuple(answers[place] for place in range(len(step.requests)))

@@ -163,7 +163,10 @@ class PlannedItem:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A step of an enumeration: wants the JSON bodies of these, asked side by side."""
+    """A step of an enumeration: wants the JSON bodies of these, asked side by side.
+
+    When one of them fails for good, the enumeration meets the error where it asks.
+    """
 
     requests: tuple[Request, ...]
 

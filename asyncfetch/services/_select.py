@@ -17,7 +17,12 @@ from typing import Any
 import pyarrow as pa
 
 from asyncfetch._model import Ask, Block, Enumeration, Item, Json, Request
-from asyncfetch.errors import ConfigurationError, DecodeError, ResponseError
+from asyncfetch.errors import (
+    ConfigurationError,
+    DecodeError,
+    NotFound,
+    ResponseError,
+)
 from asyncfetch.services._paging import target
 from asyncfetch.services._table import Filter, close
 
@@ -117,6 +122,32 @@ class Listing:
             or_get=get,
         )
 
+    def check_fields(
+        self, filters: Mapping[str, Any]
+    ) -> Generator[Ask, tuple[Any, ...] | None]:
+        """See whether the service knows the fields of a query.
+
+        Raises
+        ------
+        ConfigurationError
+            It does not know one: fields change from release to release.
+        """
+        names = [QUERY_NAMES.get(one, one) for one in filters if one not in {"q", "fq"}]
+        if not names:
+            return
+        try:
+            (body,) = (yield Ask((Request(target=f"{self.path}/fields"),))) or ()
+            known = field_names(body)
+        except (NotFound, ResponseError):
+            return  # what was asked for has its own answer
+        folded = {one.casefold() for one in known}
+        for name in names:
+            if name.casefold() not in folded:
+                raise ConfigurationError(
+                    f"the service has no field {name!r} now{close(name, known)}; it "
+                    f"has {', '.join(known)}"
+                )
+
     def records_of(self, body: Any, page: int) -> list[Any]:
         """The records of a page; the service leaves the list out when it is empty.
 
@@ -167,10 +198,10 @@ def paging(body: Any) -> tuple[int, int]:
 
 @dataclass(slots=True, kw_only=True)
 class Census:
-    """What a client asks once of the whole index: its size, and its fields.
+    """How many neurons there are in all, so that an index which lost most is noticed.
 
     After a restart the service may serve a nearly empty index, and call itself healthy.
-    What is read then would look complete. And fields change from release to release.
+    What is read then would look complete.
     """
 
     remembered: Callable[[], dict[str, Any]]
@@ -180,34 +211,6 @@ class Census:
     accepts_fewer: bool = False
     is_taken: bool = False
     """Whether this client has looked."""
-    checks_fields: bool = True
-    _fields: dict[str, str] | None = None
-    """Names that may be queried, by their lower case."""
-
-    def check_fields(
-        self, filters: Mapping[str, Any]
-    ) -> Generator[Ask, tuple[Any, ...] | None]:
-        """See that the service knows the fields of a query.
-
-        Raises
-        ------
-        ConfigurationError
-            It does not know one.
-        """
-        names = filters.keys() - {"q", "fq"}
-        if not names or not self.checks_fields:
-            return
-        if self._fields is None:
-            (body,) = (yield Ask((Request(target="/api/neuron/fields"),))) or ()
-            self._fields = {one.casefold(): one for one in field_names(body)}
-        for name in sorted(names):
-            if name.casefold() not in self._fields:
-                known = self._fields.values()
-                raise ConfigurationError(
-                    f"the service has no field {name!r} now{close(name, known)}; it "
-                    f"has {', '.join(known)} (check_fields=False, or "
-                    "ASYNCFETCH_NEUROMORPHO_CHECK_FIELDS=0, asks nevertheless)"
-                )
 
     def check(self, total: int) -> None:
         """Compare *total* with what was seen last.
@@ -235,17 +238,28 @@ class Census:
 def counted(
     listing: Listing, filters: Mapping[str, Any], census: Census | None, size: int
 ) -> Generator[Ask, tuple[Any, ...] | None, Any]:
-    """The first page of what matches; the whole index is counted beside it, once."""
-    if census is not None:
-        yield from census.check_fields(filters)
+    """The first page of what matches; the whole index is counted beside it, once.
+
+    Raises
+    ------
+    ConfigurationError
+        Nothing matches, or the query is refused, and the service lacks a field of it.
+    """
     requests = [listing.page(filters, 0, size)]
     counts = census is not None and (not filters or not census.is_taken)
     if counts and filters:
         requests.append(listing.page({}, 0, 1))
-    bodies = (yield Ask(tuple(requests))) or ()
+    try:
+        bodies = (yield Ask(tuple(requests))) or ()
+    except ResponseError as error:
+        if error.status == 400:
+            yield from listing.check_fields(filters)
+        raise
     if counts:
         assert census is not None
         census.check(paging(bodies[-1])[0])
+    if filters and not paging(bodies[0])[0]:
+        yield from listing.check_fields(filters)
     return bodies[0]
 
 

@@ -462,8 +462,6 @@ class NeuroMorpho(Client):
     accept_fewer
         Go on although the service has far fewer neurons in all than it had: after a
         restart its index may be nearly empty, and what is read would look complete.
-    check_fields
-        See, before the first query by fields, that the service has them.
     """
 
     service = "neuromorpho"
@@ -480,33 +478,24 @@ class NeuroMorpho(Client):
     persistence_vectors: Table
     literature: Table
 
-    def __init__(
-        self,
-        *,
-        accept_fewer: bool = False,
-        check_fields: bool = True,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *, accept_fewer: bool = False, **options: Any) -> None:
         super().__init__(**options)
         is_the_service = self.exchange.base_url == self.default_url
         self.census = Census(
             remembered=lambda: self.exchange.remembered,
             floor=AT_LEAST if is_the_service else 0,
             accepts_fewer=accept_fewer,
-            checks_fields=check_fields,
         )
 
     @classmethod
     def from_env(cls, **options: Any) -> Self:
         """A client set up by the environment.
 
-        ``ASYNCFETCH_NEUROMORPHO_URL`` is another base URL,
-        ``ASYNCFETCH_NEUROMORPHO_ACCEPT_FEWER=1`` sets *accept_fewer*, and
-        ``ASYNCFETCH_NEUROMORPHO_CHECK_FIELDS=0`` unsets *check_fields*.
+        ``ASYNCFETCH_NEUROMORPHO_URL`` is another base URL, and
+        ``ASYNCFETCH_NEUROMORPHO_ACCEPT_FEWER=1`` sets *accept_fewer*.
         """
-        for name in ("accept_fewer", "check_fields"):
-            if said := os.environ.get(f"ASYNCFETCH_NEUROMORPHO_{name.upper()}"):
-                options.setdefault(name, said != "0")
+        if os.environ.get("ASYNCFETCH_NEUROMORPHO_ACCEPT_FEWER", "0") not in {"", "0"}:
+            options.setdefault("accept_fewer", True)
         return super().from_env(**options)
 
     async def neuron(self, key: int | str) -> dict[str, Any]:

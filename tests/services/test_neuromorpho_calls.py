@@ -172,22 +172,33 @@ async def test_filters_find_what_they_say(archive, api, filters):
         assert len(found) == 4
 
 
-async def test_fields_that_the_service_does_not_have_are_said(archive, api):
-    names = [one for one in await api.fields() if one != "species"]
-    body = json.dumps({"Neuron Fields": [*names, "Speciez"]}).encode()
-    archive.script("/api/neuron/fields", [Fault(body=body)])
-    before = len(archive.log)
-    for _ in range(2):
-        with pytest.raises(
-            asyncfetch.ConfigurationError,
-            match=r"has no field 'species' now \(did you mean Speciez\?\); it has .*",
-        ):
-            await api.traces.get(species="rat")
+@pytest.mark.parametrize("says", ["400", "none"])
+@pytest.mark.parametrize("table", ["neurons", "traces", "literature"])
+async def test_fields_that_the_service_does_not_have_are_said(
+    archive, api, says, table
+):
+    known = json.dumps({"Fields": ["Speciez", "archive"]}).encode()
+    archive.script("/fields", [Fault(body=known)] * 2)
+    page = {"size": 500, "totalElements": 0, "totalPages": 0, "number": 0}
+    none = Fault(body=json.dumps({"page": page}).encode())
+    archive.script("species", [Fault(status=400) if says == "400" else none] * 2)
+    with pytest.raises(
+        asyncfetch.ConfigurationError,
+        match=r"no field 'species' now \(did you mean Speciez\?\); it has Speciez, ",
+    ):
+        await api.table(table).get(species="rat")
+
+
+async def test_fields_are_asked_for_only_when_nothing_is_found(archive, api):
+    assert await api.neurons.get(species="rat", limit=1)
+    assert not any("fields" in one.target for one in archive.log)
     assert await api.neurons.get(physical_integrity="no such") == []  # in any case
-    url = archive.neuromorpho
-    async with asyncfetch.NeuroMorpho(base_url=url, check_fields=False) as other:
-        assert await other.neurons.get(species="rat", limit=1)
-    assert sum("fields" in one.target for one in archive.log[before:]) == 1
+    assert sum("fields" in one.target for one in archive.log) == 1
+    archive.script("/fields", [Fault(status=404)])
+    assert await api.neurons.get(species="no such") == []
+    archive.script("species", [Fault(status=400)])
+    with pytest.raises(asyncfetch.ResponseError, match="expected data, got 400"):
+        await api.neurons.get(species="rat")
 
 
 async def test_a_long_list_is_posted(archive, api):

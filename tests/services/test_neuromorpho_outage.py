@@ -101,23 +101,28 @@ async def test_a_service_that_is_away_ends_a_run_and_says_so(archive, api, tmp_p
     assert len(health_of(archive)) <= 2
 
 
+@pytest.mark.parametrize(
+    ("table", "word"), [("traces", "/dableFiles/"), ("morphometry", "/morphometry/")]
+)
 async def test_a_run_that_was_cut_by_an_outage_is_completed_by_the_next(
-    archive, tmp_path, monkeypatch
+    archive, tmp_path, monkeypatch, table, word
 ):
     monkeypatch.setattr(_absence, "PATIENCE", 0.05)
-    begin = Once("/dableFiles/", lambda: setattr(archive, "neuromorpho_is_away", True))
+    begin = Once(word, lambda: setattr(archive, "neuromorpho_is_away", True))
     url = archive.neuromorpho
     async with asyncfetch.NeuroMorpho(base_url=url, item_timeout=0.5) as api:
         api.exchange._rng = api.exchange.gate._rng = Impatient()
-        plan = api.traces.plan(neuron_name=SIEGERT)
+        plan = api.table(table).plan(neuron_name=SIEGERT)
         with pytest.raises(asyncfetch.TransportError):
             await asyncfetch.download(plan, tmp_path / "t", observe=begin)
     archive.neuromorpho_is_away = False
     _gate._gates.clear()  # another process
     async with asyncfetch.NeuroMorpho(base_url=url) as api:
-        plan = api.traces.plan(neuron_name=SIEGERT)
+        plan = api.table(table).plan(neuron_name=SIEGERT)
         report = await asyncfetch.download(plan, tmp_path / "t")
     assert report.items == {"ok": 12}
+    codes = [one["diagnostics"] for one in await items_of(tmp_path / "t")]
+    assert not any("not-measured" in one for one in codes)
 
 
 class Looker:
