@@ -199,7 +199,7 @@ class _State:
     def of(cls, details: Iterable[Mapping[str, Any]]) -> _State:
         latest: dict[int, tuple[int, int, int]] = {}
         for detail in details:
-            if "total" in detail:
+            if "turn" in detail:
                 page, turn = detail["page"], detail["turn"]
                 odd = len(detail.get("odd", ()))
                 latest[page] = max(

@@ -136,14 +136,15 @@ _VERSIONS = {
     "source version": "Source",
     "original": "Source",
 }
+_VERSION = Filter(
+    name="version",
+    kind=str,
+    spellings=_VERSIONS,
+    doc="CNG: standardized by the service (default); Source: as it was contributed",
+)
 _TRACE_FILTERS = (
     *FILTERS,
-    Filter(
-        name="version",
-        kind=str,
-        spellings=_VERSIONS,
-        doc="CNG: standardized by the service (default); Source: as it was contributed",
-    ),
+    _VERSION,
     Filter(
         name="logs", kind=bool, doc="also the logs of the standardization, as files"
     ),
@@ -416,7 +417,7 @@ def _per_neuron(filters: Mapping[str, Any], **options: Any) -> PerNeuron:
 
 
 def _version(text: str) -> str:
-    checked = _TRACE_FILTERS[-2].check(text)
+    checked = _VERSION.check(text)
     assert isinstance(checked, str)
     return checked
 
