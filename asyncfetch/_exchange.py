@@ -42,6 +42,7 @@ from asyncfetch._gate import Gate, Turn, gate_for
 from asyncfetch._health import Failure
 from asyncfetch._hints import hint_of, speaks_of_limits
 from asyncfetch._model import (
+    ODD_RECORD,
     Event,
     Limits,
     Observer,
@@ -277,7 +278,7 @@ class Exchange:
             The last attempt's failure, with ``attempts`` as an attribute.
         """
         if request.refused is not None:
-            raise DecodeError(request.refused, code="odd-record")
+            raise DecodeError(request.refused, code=ODD_RECORD)
         started = time.monotonic()
         asking = _Asking(
             interactive=interactive,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncfetch._dataset import open_dataset
+from asyncfetch._model import ODD_RECORD
 from asyncfetch.errors import ConfigurationError
 from asyncfetch.services._papers import cited
 
@@ -52,10 +53,16 @@ def traces_plan(client: Client, filters: Mapping[str, Any], root: Path) -> Plan:
 
 
 def is_readable(root: Path) -> bool:
-    """Whether all records of a mirror have been asked for, and came."""
-    state = open_dataset(root / "neurons").state()
+    """Whether all records of a mirror have been asked for, and came.
+
+    One that gives no row stays failed, and is none that traces could wait for.
+    """
+    view = open_dataset(root / "neurons")
+    state = view.state()
+    items = view.items.select(["key", "diagnostics"]).to_pylist()
+    odd = {one["key"] for one in items if ODD_RECORD in one["diagnostics"]}
     failed = state.items.get("failed", 0)
-    return state.plan_complete and not state.pending and not failed
+    return state.plan_complete and not state.pending and failed == len(odd)
 
 
 def leave_citation(root: Path) -> None:

@@ -36,6 +36,8 @@ Json: TypeAlias = (
 Media: TypeAlias = Literal["json", "swc", "bytes"]
 Stores: TypeAlias = Literal["none", "asked", "always"]
 """Of a table: its items are no files; their bytes are stored on demand; or always."""
+# The code of an item that stands for a record from which no request can be made.
+ODD_RECORD = "odd-record"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

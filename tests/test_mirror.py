@@ -72,6 +72,22 @@ def test_traces_wait_until_all_records_are_there(archive, tmp_path):
     assert not (dest / "traces").exists()
 
 
+def test_traces_do_not_wait_for_a_record_that_gives_no_row(archive, tmp_path):
+    records = [*archive.truth.neurons()[1:4], {"neuron_name": "no id"}]
+    page = {"size": 500, "totalElements": 4, "totalPages": 1, "number": 0}
+    body = {"_embedded": {"neuronResources": records}, "page": page}
+    archive.script("neuron/select", [Fault(body=json.dumps(body).encode())] * 2)
+    dest = tmp_path / "m"
+    words = ["mirror", "neuromorpho", "archive=Siegert", "-o", str(dest), "--quiet"]
+    assert run(words) == 1
+    items = asyncfetch.open_dataset(dest / "neurons").state().items
+    assert items == {"ok": 1, "failed": 1}
+    assert asyncfetch.open_dataset(dest / "traces").state().items == {"ok": 3}
+    asked = len(archive.log)
+    assert run(words) == 1
+    assert len(archive.log) == asked
+
+
 def test_only_neuromorpho_is_mirrored(tmp_path, capsys):
     assert run(["mirror", "neuroscout", "-o", str(tmp_path / "m")]) == 2
     assert "expected neuromorpho" in capsys.readouterr().err
