@@ -557,7 +557,7 @@ def mirror(
         )
 
     status = run(_mirror.neurons_plan(client, filters), "neurons", None)
-    if not _mirror.is_readable(root):
+    if status == INTERRUPTED or not _mirror.is_readable(root):
         return status
     second = run(_mirror.traces_plan(client, filters, root), "traces", files)
     _mirror.leave_citation(root)
