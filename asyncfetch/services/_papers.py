@@ -17,15 +17,15 @@ from asyncfetch.errors import ConfigurationError
 RRID = "SCR_002145"
 DATABASE_DOI = "10.1096/fba.2024-00048"
 LICENCE = "CC BY 4.0"
+_TEXT = str | int  # made once: a union costs more than the look at a value
 FORMATS = ("md", "bibtex", "csl")
 
 
 def texts_of(value: Any) -> list[str]:
     """The texts of a field that holds some, one, or none."""
     found = value if isinstance(value, list) else [value]
-    return [
-        str(one).strip() for one in found if one not in {None, ""} and str(one).strip()
-    ]
+    texts = [str(one).strip() for one in found if isinstance(one, _TEXT)]
+    return [text for text in texts if text]
 
 
 def paper_of(record: Mapping[str, Any]) -> list[Any]:

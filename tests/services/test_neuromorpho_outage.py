@@ -352,6 +352,7 @@ def odd_records(archive):
     records[4] |= {"neuron_name": None}
     del records[5]["archive"]
     records[6] = None
+    records[7] |= {"reference_doi": [["no"], None, {"such": "paper"}]}
     page = {"size": 500, "totalElements": 8, "totalPages": 1, "number": 0}
     body = {"_embedded": {"neuronResources": records}, "page": page}
     fault = Fault(body=json.dumps(body).encode())
