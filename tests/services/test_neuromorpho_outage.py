@@ -244,11 +244,16 @@ def small_pages(monkeypatch):
 
 
 @pytest.mark.usefixtures("small_pages")
+@pytest.mark.parametrize("new", [(), (50, 51, 52)], ids=["", "others come"])
 @pytest.mark.parametrize("verb", ["get", "stream", "download"])
-async def test_neurons_that_slip_through_an_index_that_shrinks_are_read_again(
-    archive, api, tmp_path, verb
+async def test_neurons_that_slip_through_an_index_that_changes_are_read_again(
+    archive, api, tmp_path, verb, new
 ):
-    """Two neurons of a page that was read vanish: two others move up to it."""
+    """Two neurons of a page that was read vanish: two others move up to it.
+
+    With as many rows as the service names in the end, when new ones come meanwhile.
+    """
+    archive.withdraw(*new)
     plan = api.neurons.plan()
     ids = [one["neuron_id"] for one in archive.truth.neurons()]
     api.exchange.gate.set_limits(asyncfetch.Limits(concurrency=1))
