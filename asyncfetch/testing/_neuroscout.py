@@ -39,23 +39,6 @@ from asyncfetch.testing._neuroscout_http import (
 from asyncfetch.testing._neuroscout_users import RefusedError, Users, public_profiles
 
 
-class NeuroVaultImages:
-    """The images that Neuroscout's users have uploaded, where they end up."""
-
-    prefix = "/neurovault"
-    environment: Mapping[str, str] = {}
-
-    def __init__(self, analyses: Analyses) -> None:
-        self._images = analyses.images
-
-    def answer(self, call: Call) -> Answer:
-        """An image, or none."""
-        found = self._images.get(call.path.removeprefix("/media/images/"))
-        if found is None or call.method not in ("GET", "HEAD"):
-            return replace(page(call, 404, "Not Found"), may_be_kept=False)
-        return Answer(body=found, headers={"Content-Type": "application/gzip"})
-
-
 class NeuroscoutService:
     """Neuroscout, played from a seed."""
 

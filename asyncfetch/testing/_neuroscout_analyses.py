@@ -15,13 +15,12 @@ import math
 import re
 import tarfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from email.message import Message
-from email.parser import BytesParser
 from typing import Any
 
 from asyncfetch.testing._answer import Answer, Call, uniforms
+from asyncfetch.testing._forms import form
 from asyncfetch.testing._neuroscout_data import Catalogue, Record, Track
 from asyncfetch.testing._neuroscout_http import (
     Kind,
@@ -579,9 +578,9 @@ class Analyses:
 
     def _upload(self, call: Call, words: Mapping[str, str], _: Values) -> Record:
         found = self._find(words)
-        form = _form(call)
-        fields = {part.name: part.text for part in form if part.file_name is None}
-        files = [part for part in form if part.file_name is not None]
+        sent = form(call)
+        fields = {part.name: part.text for part in sent if part.file_name is None}
+        files = [part for part in sent if part.file_name is not None]
         if fields.get("validation_hash") != _validation(words["hash"]):
             raise _NoError(422, "Invalid validation hash.")
         if files and "level" not in fields:
@@ -627,11 +626,11 @@ class Analyses:
     # --- collections of predictors ----------------------------------------------------
 
     def _collect(self, call: Call, _: Mapping[str, str], __: Values) -> Record:
-        form = _form(call)
+        sent = form(call)
         known = ("collection_name", "dataset_id", "runs", "event_files", "descriptions")
-        texts = {part.name: part.text for part in form if part.file_name is None}
-        files = [part for part in form if part.name == "event_files"]
-        runs = [part.text for part in form if part.name == "runs"]
+        texts = {part.name: part.text for part in sent if part.file_name is None}
+        files = [part for part in sent if part.name == "event_files"]
+        runs = [part.text for part in sent if part.name == "runs"]
         missing = {
             name: ["Missing data for required field."]
             for name in ("collection_name", "dataset_id")
@@ -649,7 +648,7 @@ class Analyses:
             descriptions = json.loads(texts.get("descriptions", "null"))
         except ValueError:
             raise _NoError(502, "") from None
-        if "/" in texts["collection_name"] or any(p.name not in known for p in form):
+        if "/" in texts["collection_name"] or any(p.name not in known for p in sent):
             raise _NoError(502, "")
         if len(files) != len(runs):
             raise _NoError(422, "The length of event_files and runs must be the same.")
@@ -818,35 +817,6 @@ def _bundle_of(record: Record, full: Record) -> bytes:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _FormPart:
-    name: str
-    file_name: str | None
-    data: bytes
-
-    @property
-    def text(self) -> str:
-        return self.data.decode("utf-8", "replace")
-
-
-def _form(call: Call) -> list[_FormPart]:
-    """The parts of a multipart body, in their order."""
-    if not call.content_type.startswith("multipart/form-data"):
-        return []
-    head = f"Content-Type: {call.content_type}\r\n\r\n".encode()
-    message = BytesParser().parsebytes(head + call.body)
-    return list(_parts(message))
-
-
-def _parts(message: Message) -> Iterator[_FormPart]:
-    for part in message.walk():
-        name = part.get_param("name", header="content-disposition")
-        if isinstance(name, str):
-            data = part.get_payload(decode=True)
-            assert isinstance(data, bytes)
-            yield _FormPart(name=name, file_name=part.get_filename(), data=data)
 
 
 def _track(table: list[list[str]], name: str) -> Track:

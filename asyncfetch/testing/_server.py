@@ -30,8 +30,13 @@ from asyncfetch.testing._alyx import AlyxFiles, AlyxService
 from asyncfetch.testing._answer import Answer, Call, Framing, Service
 from asyncfetch.testing._faults import Fault, FaultPlan, parse_faults
 from asyncfetch.testing._neuromorpho import NeuroMorphoService
-from asyncfetch.testing._neuroscout import NeuroscoutService, NeuroVaultImages
+from asyncfetch.testing._neuroscout import NeuroscoutService
 from asyncfetch.testing._neuroscout_users import ACCOUNTS, PASSWORD
+from asyncfetch.testing._neurovault import (
+    SITE,
+    NeuroVaultFiles,
+    NeuroVaultService,
+)
 from asyncfetch.testing._ranges import conditional
 from asyncfetch.testing._truth import Truth
 
@@ -70,7 +75,7 @@ class Archive:
     ----------
     url
         The server, without a final slash.
-    neuroscout, neuromorpho, alyx
+    neuroscout, neuromorpho, alyx, neurovault
         Base URLs, in the form that the clients take them.
     account
         E-mail address and password of a user of Neuroscout.
@@ -135,8 +140,13 @@ class Archive:
 
     @property
     def neurovault(self) -> str:
-        """Where the images of Neuroscout's analyses are."""
-        return f"{self.url}/neurovault"
+        """Base URL of NeuroVault's API."""
+        return f"{self.url}{NeuroVaultService.prefix}"
+
+    @property
+    def neurovault_site(self) -> str:
+        """Where NeuroVault's files are, those of Neuroscout's analyses included."""
+        return f"{self.url}{SITE}"
 
     def environment(self) -> dict[str, str]:
         """Environment variables that lead every client to this archive."""
@@ -471,16 +481,18 @@ async def serve(
     neuroscout = NeuroscoutService(seed=seed, scale=scale)
     neuromorpho = NeuroMorphoService(seed=seed, scale=scale)
     alyx = AlyxService(seed=seed, scale=scale)
+    neurovault = NeuroVaultService(seed=seed, scale=scale)
     with _open_log(log) as log_file:
         archive = Archive(
             (
                 neuroscout,
                 neuromorpho,
-                NeuroVaultImages(neuroscout.analyses),
                 alyx,
                 AlyxFiles(alyx, seed),
+                neurovault,
+                NeuroVaultFiles(neurovault, neuroscout.analyses.images),
             ),
-            Truth(neuroscout, neuromorpho, alyx),
+            Truth(neuroscout, neuromorpho, alyx, neurovault),
             latency=latency,
             faults=plan,
             log=log_file,

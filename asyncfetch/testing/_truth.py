@@ -8,6 +8,7 @@ from typing import Any
 from asyncfetch.testing._alyx import AlyxService
 from asyncfetch.testing._neuromorpho import NeuroMorphoService
 from asyncfetch.testing._neuroscout import NeuroscoutService
+from asyncfetch.testing._neurovault import NeuroVaultService
 
 Record = dict[str, Any]
 
@@ -20,10 +21,12 @@ class Truth:
         neuroscout: NeuroscoutService,
         neuromorpho: NeuroMorphoService,
         alyx: AlyxService,
+        neurovault: NeuroVaultService,
     ) -> None:
         self._neuroscout = neuroscout
         self._neuromorpho = neuromorpho
         self._alyx = alyx
+        self._neurovault = neurovault
 
     def datasets(self) -> list[Record]:
         """Neuroscout's datasets by id, inactive ones too, each with its ``runs``."""
@@ -90,6 +93,18 @@ class Truth:
         *filters* are parameters as they are sent.
         """
         return list(dict.fromkeys(self._alyx.rows(endpoint, filters)))
+
+    def collections(self, **equal: Any) -> list[Record]:
+        """NeuroVault's collections, private and poisoned ones too."""
+        return _select(self._neurovault.data.collections.values(), equal)
+
+    def images(self, **equal: Any) -> list[Record]:
+        """NeuroVault's images by id, whoever may see them, each with its ``bytes``.
+
+        ``bytes`` is None for a file that is not on the service's disk.
+        """
+        images = self._neurovault.data.images
+        return _select((images[key] for key in sorted(images)), equal)
 
 
 def _ids(value: int | Iterable[int]) -> list[int]:

@@ -23,7 +23,7 @@ async def api(archive, monkeypatch):
     async with asyncfetch.Neuroscout(
         *archive.account,
         base_url=archive.neuroscout,
-        neurovault_url=archive.neurovault,
+        neurovault_url=archive.neurovault_site,
     ) as api:
         yield api
 
