@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from asyncfetch.services.alyx import Alyx
     from asyncfetch.services.neuromorpho import NeuroMorpho
     from asyncfetch.services.neuroscout import Neuroscout
+    from asyncfetch.services.neurovault import NeuroVault
 
 __all__ = [
     "Alyx",
@@ -48,6 +49,7 @@ __all__ = [
     "ItemError",
     "Limits",
     "NeuroMorpho",
+    "NeuroVault",
     "Neuroscout",
     "NotFound",
     "Report",
@@ -66,6 +68,7 @@ _LAZY = {
     "Compaction": "asyncfetch._compact",
     "Limits": "asyncfetch._model",
     "NeuroMorpho": "asyncfetch.services.neuromorpho",
+    "NeuroVault": "asyncfetch.services.neurovault",
     "Neuroscout": "asyncfetch.services.neuroscout",
     "Report": "asyncfetch._model",
     "View": "asyncfetch._dataset",

@@ -506,14 +506,25 @@ class Writer:
         if wish is None or self.files is None:
             return item
         if self._names is None:
-            # Read when more is planned and not before: 4 s for a million files, which
-            # what is pending need not wait for. In a thread, as every call of freeze;
-            # that a file leads to the next one before that is not known of any table.
-            self._names = Names()
-            for path in self._ledger.paths():
-                self._names.take(path)
+            self.know_names()
+        assert self._names is not None
         wish = replace(wish, path=self._names.give(wish.path, item.key))
         return replace(item, request=replace(item.request, file=wish))
+
+    @property
+    def lacks_names(self) -> bool:
+        """Whether items with files must wait for :meth:`know_names`."""
+        return self.files is not None and self._names is None
+
+    def know_names(self) -> None:
+        """Read which names of files are taken; waits for the disk.
+
+        When more is planned and not before: 4 s for a million files, which what is
+        pending need not wait for.
+        """
+        self._names = Names()
+        for path in self._ledger.paths():
+            self._names.take(path)
 
     def _without_taken(
         self, batches: tuple[pa.RecordBatch, ...]

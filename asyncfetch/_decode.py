@@ -251,7 +251,11 @@ def batch_of(
         A record is not an object, or a value does not fit.
     """
     columns: dict[str, list[Any]] = {field.name: [] for field in schema}
-    convert = {field.name: _converter(field.type, lenient) for field in schema}
+    convert = {
+        field.name: _converter(field.type, lenient)
+        for field in schema
+        if field.name != EXTRA  # which records may have a key of the same name as
+    }
     extras = columns.get(EXTRA)
     codes: set[str] = set()
     for row, record in enumerate(records, first):

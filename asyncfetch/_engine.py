@@ -61,6 +61,7 @@ from asyncfetch._model import (
     CitedSource,
     Committed,
     Decoded,
+    DivisibleSource,
     ElsewhereSource,
     Event,
     FailedItem,
@@ -110,6 +111,10 @@ SPARE_WORKERS = 8
 # half a second and more, and the slots would stand idle. Not more than that, so that a
 # host in trouble is not asked by ever more of them.
 RESTING_WORKERS = 2
+# Items that are divided one after the other without a good answer in between. One bad
+# record among 1000 takes 11; a server that answers nothing else would be asked for each
+# of its records.
+MOST_DIVIDED = 40
 HEARTBEAT = 2.0  # seconds; another writer watches for a multiple of it
 
 
@@ -263,13 +268,19 @@ class Planner:
         answers: dict[int, Any] = {}
 
         async def ask(place: int) -> None:
-            answer = await self._plan.exchange.ask(
-                step.requests[place],
-                lambda chunks, _response: document(chunks),
-                interactive=self._interactive,
-                spool_dir=self._spool_dir,
-                observe=self._observe,
-            )
+            try:
+                answer = await self._plan.exchange.ask(
+                    step.requests[place],
+                    lambda chunks, _response: document(chunks),
+                    interactive=self._interactive,
+                    spool_dir=self._spool_dir,
+                    observe=self._observe,
+                )
+            except AsyncfetchError as error:
+                if not step.is_tolerant or _ends_all(error):
+                    raise
+                answers[place] = error
+                return
             self.took.append(answer.on_wire)
             answers[place] = answer.value
 
@@ -363,6 +374,7 @@ class Run:
         self._outstanding = 0
         self._settled = anyio.Event()
         self._reached = False  # whether the server has answered anything yet
+        self._divided = 0  # items since the last good answer
         self._planner = Planner(plan, observe=observe, spool_dir=spool_dir)
         self._error: BaseException | None = None
         self._scope = anyio.CancelScope()
@@ -546,12 +558,15 @@ class Run:
         try:
             answer, kept, fetched_at = await self._answered(planned)
         except AsyncfetchError as error:
-            self._note_failure(error, item)
+            parts = self._parts_of(item, error)
+            if not parts:
+                self._note_failure(error, item)
             result = ItemResult(
                 ordinal=planned.ordinal,
                 key=item.key,
                 url=exchange.shown_url(item.request),
-                outcome=Outcome.FAILED,
+                outcome=Outcome.SPLIT if parts else Outcome.FAILED,
+                follow_up=parts,
                 http_status=getattr(error, "status", None),
                 attempts=getattr(error, "attempts", 1),
                 elapsed=time.monotonic() - started,
@@ -559,10 +574,10 @@ class Run:
                 error=error,
                 diagnostics=(code,) if (code := getattr(error, "code", "")) else (),
             )
-            if isinstance(error, NotFound) and item.request.may_be_absent:
+            if not parts and isinstance(error, NotFound) and item.request.may_be_absent:
                 return self._absent(item, result)
             return result
-        self._reached = True
+        self._reached, self._divided = True, 0
         value, response = answer.value, answer.response
         return ItemResult(
             ordinal=planned.ordinal,
@@ -647,7 +662,7 @@ class Run:
         """
         item, exchange = planned.item, self._plan.exchange
         assert item.request.file is not None
-        path, url = item.request.file.path, exchange.base_url + item.request.target
+        path, url = item.request.file.path, exchange.shown_url(item.request)
 
         found = await files.find(planned)
         if found is not None and found.is_proved:
@@ -701,6 +716,17 @@ class Run:
                 # Others were answered meanwhile: it is there, and it will be back.
         return await ask(impatient=self._interactive)
 
+    def _parts_of(self, item: Item, error: AsyncfetchError) -> tuple[Item, ...]:
+        """Items that are asked in place of one that was refused."""
+        source = self._plan.source
+        if not isinstance(source, DivisibleSource) or _ends_all(error):
+            return ()
+        parts = source.divided(item, error) if self._divided < MOST_DIVIDED else ()
+        if parts:
+            self._reached = True  # it was an answer
+            self._divided += 1
+        return parts
+
     def _note_failure(self, error: AsyncfetchError, item: Item) -> None:
         if isinstance(error, DatasetError) and not getattr(error, "is_of_item", False):
             raise error
@@ -722,6 +748,13 @@ class Run:
             self._reached = True
         elif not self._reached:
             raise error
+
+
+def _ends_all(error: AsyncfetchError) -> bool:
+    """Whether an error is not of one request alone."""
+    return getattr(error, "is_fatal", False) or isinstance(
+        error, ConfigurationError | DatasetError | TransportError
+    )
 
 
 async def _received(stream: MemoryObjectReceiveStream[T]) -> AsyncGenerator[T]:
@@ -831,7 +864,10 @@ async def collect(
     async with _producing(run):
         async for result in run.results:
             if result.outcome is Outcome.FAILED:
-                raise item_error(result, tally.report(plan))
+                if not getattr(result.error, "is_of_record", False):
+                    raise item_error(result, tally.report(plan))
+                # One record that the service cannot give; it would be so every time.
+                logger.warning("%s: %s: %s", plan.name, result.key, result.error)
             if plan.source.row_key is not None:
                 result = without_taken_keys(result, plan.source.row_key, taken)  # noqa: PLW2901
             done[result.ordinal] = result
@@ -1188,6 +1224,8 @@ class _Download:
                 group.start_soon(self._drain_on, stop, drain_seconds)
             async for result in _received(results):
                 async with self._guard:
+                    if result.follow_up and writer.lacks_names:
+                        await in_thread(writer.know_names)
                     found = writer.add(result)
                 self._run.settle(found)
                 if writer.wants_flush:

@@ -25,7 +25,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import anyio
 from yarl import URL
@@ -84,6 +84,11 @@ IMPATIENCE = 10.0
 LOOPBACK = Limits(concurrency=16)
 
 
+# A gateway that finds nobody behind it; and one that waited too long, maybe for a
+# question that is too hard.
+FAILURES = {500: Failure.QUESTION, 502: Failure.HOST, 504: Failure.EITHER}
+
+
 # What becomes of a refusal, of status, body and URL: an error of the service's own, or
 # None for the one that it would be for every service.
 Refusal: TypeAlias = Callable[[int, bytes, str], AsyncfetchError | None]
@@ -134,6 +139,9 @@ class Exchange:
     health
         Where the service tells how it is, if its 404 is to be believed only then.
     """
+
+    failures: ClassVar[Mapping[int, Failure]] = FAILURES
+    """Statuses by which the host itself may have failed."""
 
     def __init__(
         self,
@@ -223,7 +231,11 @@ class Exchange:
 
     def shown_url(self, request: Request) -> str:
         """The URL of *request*, without secrets."""
-        return self._hide(self.base_url + request.target)
+        return self._hide(self.url_of(request))
+
+    def url_of(self, request: Request) -> str:
+        """Where *request* goes."""
+        return self.base_url + request.target
 
     @asynccontextmanager
     async def beside_others(
@@ -531,12 +543,12 @@ class Exchange:
             deadline=asking.left() / self.gate.second,
             question=asking.place,
         ) as turn:
-            hops = _Hops(self.gate, turn, asking, self._hide)
+            hops = _Hops(self.gate, turn, asking, self._hide, self.failures)
             asking.sent_at = time.monotonic()
             try:
                 response = await self._transport.send(
                     request.method,
-                    self.base_url + request.target,
+                    self.url_of(request),
                     headers=headers,
                     credentials=credentials,
                     body=request.body,
@@ -725,8 +737,14 @@ class _Hops:
     """What one attempt puts on the wire, and what the gate is told of it."""
 
     def __init__(
-        self, gate: Gate, turn: Turn, asking: _Asking, hide: Callable[[str], str]
+        self,
+        gate: Gate,
+        turn: Turn,
+        asking: _Asking,
+        hide: Callable[[str], str],
+        failures: Mapping[int, Failure],
     ) -> None:
+        self._failures = failures
         self._gate = gate
         self._turn = turn
         self._asking = asking
@@ -774,9 +792,9 @@ class _Hops:
                 self._take_hint(headers)
             return
         self._take_hint(headers)
-        if status in _FAILURES:
+        if status in self._failures:
             says = f"answers with {status}"
-            failed = self._gate.failed(self._turn, _FAILURES[status], says)
+            failed = self._gate.failed(self._turn, self._failures[status], says)
             self._asking.is_excused = failed
         else:
             self._gate.answered(self._turn, self._sent_at, self._took)
@@ -794,11 +812,6 @@ class _Hops:
         self._gate.hint(hint.remaining, hint.reset)
         if (wait := self._gate.pause_left()) > 0:
             self._tell_pause(wait, "rate limit")
-
-
-# A gateway that finds nobody behind it; and one that waited too long, maybe for a
-# question that is too hard.
-_FAILURES = {500: Failure.QUESTION, 502: Failure.HOST, 504: Failure.EITHER}
 
 
 def _is_final(error: AsyncfetchError) -> bool:

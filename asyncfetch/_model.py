@@ -171,6 +171,8 @@ class Ask:
     """
 
     requests: tuple[Request, ...]
+    is_tolerant: bool = False
+    """Whether a refusal is sent as an error in the place of its body, and goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +286,14 @@ class RereadSource(Source, Protocol):
 
         Called anew when they have ended, too: sooner or later it must give none.
         """
+
+
+@runtime_checkable
+class DivisibleSource(Source, Protocol):
+    """A source with items that smaller ones can stand for."""
+
+    def divided(self, item: Item, error: AsyncfetchError) -> tuple[Item, ...]:
+        """Items to ask in place of one that was refused; none when it has failed."""
 
 
 class Outcome(enum.StrEnum):

@@ -29,7 +29,9 @@ class RetryPolicy:
 
     def delay(self, attempt: int, error: Exception, rng: random.Random) -> float | None:
         """Seconds to wait after *attempt* (1, 2, …) failed, or None to give up."""
-        if attempt >= self.attempts or not is_transient(error):
+        # An error may know itself how often it is worth another try.
+        attempts = min(self.attempts, getattr(error, "tries", self.attempts))
+        if attempt >= attempts or not is_transient(error):
             return None
         wait = rng.uniform(0, min(self.cap, self.base * 2 ** (attempt - 1)))
         asked = getattr(error, "retry_after", None)

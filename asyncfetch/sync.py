@@ -33,7 +33,7 @@ from asyncfetch.services import client_class
 if TYPE_CHECKING:
     from asyncfetch._model import Report
 
-__all__ = ["Alyx", "NeuroMorpho", "Neuroscout", "download"]
+__all__ = ["Alyx", "NeuroMorpho", "NeuroVault", "Neuroscout", "download"]
 
 
 class _Loop:
@@ -249,6 +249,12 @@ class NeuroMorpho(_Client):
     """:class:`asyncfetch.NeuroMorpho`, blocking."""
 
     _service = "neuromorpho"
+
+
+class NeuroVault(_Client):
+    """:class:`asyncfetch.NeuroVault`, blocking."""
+
+    _service = "neurovault"
 
 
 def download(plan: Any, dest: Any, **options: Any) -> Report:

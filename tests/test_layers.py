@@ -17,6 +17,7 @@ ALLOWED = {
     "_version": set(),
     # Facts of a server: what the client checks by, the archive writes down.
     "_alyx_schema": set(),
+    "_neurovault_schema": set(),
     "_body": {"errors"},
     "_model": {"_body", "errors"},
     "_retry": {"errors"},
@@ -80,6 +81,7 @@ ALLOWED = {
     "_estimate": {"_dataset", "_engine", "_ledger", "_model", "errors"},
     "services": {
         "_alyx_schema",
+        "_neurovault_schema",
         "_body",  # answers that are kept, as if they came again
         "_dataset",  # where the files of a download are
         "_absence",  # a service says how its 404 is to be read
@@ -87,13 +89,14 @@ ALLOWED = {
         "_decode",
         "_engine",
         "_exchange",
+        "_health",  # which answers are no failures of the host
         "_model",
         "_threads",  # files that single calls read and write
         "errors",
         "services",
         "swc",
     },
-    "testing": {"_alyx_schema", "errors", "swc", "testing"},
+    "testing": {"_alyx_schema", "_neurovault_schema", "errors", "swc", "testing"},
     # One pass over two tables: what the first one fetched plans the second.
     "_mirror": {"_dataset", "_engine", "_model", "errors", "services"},
     "_demo": {"_dataset", "_verify", "errors"},  # what it runs, it runs as processes

@@ -53,7 +53,7 @@ def test_errors_are_also_what_a_caller_would_expect(kind, builtin):
     assert issubclass(getattr(asyncfetch, kind), builtin)
 
 
-@pytest.mark.parametrize("name", ["Neuroscout", "NeuroMorpho", "Alyx"])
+@pytest.mark.parametrize("name", ["Neuroscout", "NeuroMorpho", "Alyx", "NeuroVault"])
 def test_every_table_is_an_attribute_with_the_three_verbs(name):
     client = getattr(asyncfetch, name)()  # needs no event loop
     for description in client.descriptions:

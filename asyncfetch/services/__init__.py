@@ -19,6 +19,7 @@ SERVICES = {
     "neuroscout": ("asyncfetch.services.neuroscout", "Neuroscout"),
     "neuromorpho": ("asyncfetch.services.neuromorpho", "NeuroMorpho"),
     "alyx": ("asyncfetch.services.alyx", "Alyx"),
+    "neurovault": ("asyncfetch.services.neurovault", "NeuroVault"),
 }
 
 

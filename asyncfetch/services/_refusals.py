@@ -82,7 +82,7 @@ def refusal(status: int, body: bytes, url: str) -> AsyncfetchError | None:
             "less at a time",
             status=status,
         )
-    words = _words(body)
+    words = words_of(body)
     if words is None or status in {429, 502, 503, 504}:
         return None
     if status == 403 and any(one in words for one in (_STALE, _NOBODY, _NO_RIGHT)):
@@ -127,7 +127,7 @@ def _explained(words: str) -> str:
     )
 
 
-def _words(body: bytes) -> str | None:
+def words_of(body: bytes) -> str | None:
     """What the body of a refusal says; None when it is not the service's own."""
     try:
         said = json.loads(body)

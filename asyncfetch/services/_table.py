@@ -516,6 +516,8 @@ class Client:
     descriptions: ClassVar[tuple[Description, ...]]
     health_check: ClassVar[Health | None] = None
     """Where the service says how it is, if its 404 is not to be believed otherwise."""
+    exchange_class: ClassVar[type[Exchange]] = Exchange
+    """What asks; another one where a service is more than one address."""
 
     def __init__(
         self,
@@ -537,7 +539,7 @@ class Client:
             raise ConfigurationError(
                 f"expected tls_compat no-dhe or seclevel1, got {tls_compat!r}"
             )
-        self.exchange = Exchange(
+        self.exchange = self.exchange_class(
             self.default_url if base_url is None else base_url,
             default=self.default_limits,
             limits=limits or Limits(),

@@ -150,7 +150,9 @@ class NeuroVaultService:
             mine = [c for c in self.data.collections.values() if c["owner"] == user]
             return self._list(call, query, mine, self._collection)
         if call.method == "PATCH":
-            return self._change_collection(call, self._row(rest[0], user, mine=True))
+            return self._change_collection(
+                call, self._row(call, rest[0], user, mine=True)
+            )
         return _json(_NO_RIGHT, 403)
 
     # --- who asks ---------------------------------------------------------------------
@@ -176,12 +178,17 @@ class NeuroVaultService:
     def _is_public(self, image: Row) -> bool:
         return not self.data.collections[image["collection_id"]]["private"]
 
-    def _row(self, key: str, user: int | None, *, mine: bool = False) -> Row:
+    def _row(
+        self, call: Call, key: str, user: int | None, *, mine: bool = False
+    ) -> Row:
         """The collection that a key leads to."""
         if key.isdecimal():
             row = self.data.collections.get(int(key))
             if row is not None and row["private"] and not mine:
-                raise _StoppedError(_json(_NO_RIGHT, 403))
+                refused = _json(_NO_RIGHT, 403)
+                if call.method in {"PATCH", "PUT", "DELETE"}:
+                    refused = _json(_NOT_FOUND, 404)
+                raise _StoppedError(refused)
         elif not _CAPITALS.fullmatch(key):  # the server does not expect it
             raise _StoppedError(page(500, "Server Error (500)"))
         else:
@@ -295,7 +302,7 @@ class NeuroVaultService:
         }
 
     def _one_collection(self, call: Call, key: str, user: int | None) -> Answer:
-        row = self._row(key, user)
+        row = self._row(call, key, user)
         if is_poisoned(row):
             return page(500, "Server Error (500)")
         if call.method == "GET":
@@ -315,7 +322,7 @@ class NeuroVaultService:
     def _of_collection(
         self, call: Call, query: dict[str, str], key: str, kind: str, user: int | None
     ) -> Answer:
-        row = self._row(key, user)
+        row = self._row(call, key, user)
         images = self.data.in_collection(row["id"])
         if call.method == "POST" and kind == "images":
             self._only(user)

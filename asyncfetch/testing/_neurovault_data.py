@@ -246,8 +246,8 @@ class VaultData:
 
     def number_of_images(self, number: int) -> int:
         """What a collection says that it has: packs count, and the maps in them."""
-        packs = sum(row["collection"] == number for row in self.packs.values())
-        return packs + len(self.in_collection(number))
+        packs = [row for row in self.packs.values() if row["collection"] == number]
+        return len(packs) + len(self.in_collection(number))
 
 
 def is_poisoned(row: Row) -> bool:
