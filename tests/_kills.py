@@ -101,6 +101,12 @@ SCENARIOS = (
         **REAL,
     ),
     Scenario(
+        name="files",  # lost ones, cut ones, and records that nobody can read
+        words=("neurovault/files", "--concurrency", "8"),
+        archive=("--scale", "1", "--latency", "0.02"),
+        **REAL,
+    ),
+    Scenario(
         name="numbers",  # one row or none each; two that fail at first
         words=("things/numbers", "count=1000"),
         archive=("--fail", "/numbers/17/", "--fail", "/numbers/801/"),

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,19 @@ _FILTERS: Mapping[str, type] = {"i": int, "f": float, "b": bool, "s": str, "t": 
 _FREE = re.compile(r"name|description|authors|title|criteria|conditions|definition$")
 # Looks at a list without order, each cut in other places: records of a window at most,
 # and as a share of the list.
-_CUTS = ((PAGE, 1.0), (700, 0.37), (450, 0.23), (300, 0.61))
+_CUTS = (
+    (PAGE, 1.0),
+    (700, 0.37),
+    (450, 0.23),
+    (300, 0.61),
+    (850, 0.29),
+    (550, 0.17),
+)
+# Full pages of images that are read for the name of a collection: all of them are as
+# much as everything else together.
+_PAGES = 8
+# Looks in a row that find nothing new: what is missing then cannot be read.
+_STALE = 2
 # Records that are asked for one by one rather than by the pages that they are on.
 _FEW = 20
 _DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:)\s*", re.IGNORECASE)
@@ -243,7 +255,12 @@ class Lists:
             if query and items:  # no two have the same
                 yield Block(tuple(items))
                 return
-        yield Block((*items, *map(self.item, listed.unread)))
+        unread = [self.item(one) for one in listed.unread]
+        if listed.missing > len(unread) and self.path == "/collections/":
+            # Where they are in the list is not known; their images may tell.
+            strays = yield from _strays(listed, most=_PAGES)
+            unread = [self._one(number) for number in strays]
+        yield Block((*items, *unread))
 
     @property
     def _of(self) -> str:
@@ -393,7 +410,9 @@ class Listed:
     seen: tuple[tuple[Window, frozenset[int]], ...]
     """Windows that were read, each with the ids in it."""
     unread: tuple[Window, ...]
-    """Records that the server cannot give."""
+    """Records that the server cannot give, where their places are known."""
+    missing: int
+    """Records that are counted and were not seen."""
 
     def windows(self) -> Iterator[Window]:
         """Windows that hold everything that is wanted between them."""
@@ -408,7 +427,7 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
     """All records of a list without order, looked at again until they are all there.
 
     Each look cuts the list in other places. It ends when as many are known as are
-    counted, or when a look finds no other ones: then some cannot be read.
+    counted, or when what is missing is known to be what cannot be read.
 
     Parameters
     ----------
@@ -419,6 +438,7 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
     others: set[int] = set()
     seen: list[tuple[Window, frozenset[int]]] = []
     unread: list[Window] = []
+    stale = 0
     for cap, share in _CUTS:
         total = count or cap
         step = min(cap, max(1, math.ceil(share * total)))
@@ -437,7 +457,8 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
         unread = unread or bad
         count = max([one.count for one in looked] + [count or 0])
         missing = count - len(known) - len(others)
-        if missing <= 0 or (share < 1 and before == count - missing):
+        stale = stale + 1 if before == count - missing else 0
+        if missing <= 0 or (unread and (missing == 1 or stale == _STALE)):
             break
     return Listed(
         known=known,
@@ -445,6 +466,7 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
         seen=tuple(seen),
         # The place of one that cannot be read differs from look to look.
         unread=tuple(unread[: max(0, missing)]),
+        missing=max(0, missing),
     )
 
 
@@ -465,7 +487,8 @@ def _int(number: Json) -> int:
 def collections(filters: Mapping[str, Json]) -> Steps:
     """Collections by number, in which what *filters* name may be; and what is unread.
 
-    Gives a list of :class:`Collection` and one of windows that the server cannot give.
+    Gives a list of :class:`Collection`, and items for collections that the server
+    cannot give, whose images may well be there.
     """
     numbers = filters.get("collection_id")
     of = {own: filters[name] for name, own in OF_COLLECTION.items() if name in filters}
@@ -487,26 +510,37 @@ def collections(filters: Mapping[str, Json]) -> Steps:
         return list(filter(None, [keep(found)])), ()
     listed = yield from _all_of(path, count, keep)
     wanted = list(listed.known.values())
-    if listed.unread and not of and not isinstance(numbers, list):
-        known = listed.others.union(listed.known)
-        wanted += yield from _strays(known, len(listed.unread))
-    return sorted(wanted, key=lambda one: one.number), listed.unread
+    strays: list[int] = []
+    if listed.missing and not of and not isinstance(numbers, list):
+        strays = yield from _strays(listed)
+        wanted += [Collection(number, None) for number in strays]
+    unread = [
+        _unreadable(Request(target=f"{path}{one}/"), f"id={one}") for one in strays
+    ]
+    if not (wanted and _probe(of)):  # else it was found, and no two have the same
+        rest = max(0, listed.missing - len(strays))
+        unread += [_unreadable(w.request, key_of(w)) for w in listed.unread[:rest]]
+    return sorted(wanted, key=lambda one: one.number), unread
 
 
-def _strays(known: frozenset[int], wanted: int) -> Steps:
-    """Collections that cannot be read, by their images, which can."""
+def _strays(listed: Listed, *, most: float = math.inf) -> Steps:
+    """Collections that were not seen, by their images, of which *most* pages are."""
+    known = listed.others.union(listed.known)
     found: set[int] = set()
+    pages = 0
 
     def is_enough(one: Seen) -> bool:
+        nonlocal pages
+        pages += len(one.records) > PAGE // 2
         found.update(set(one.records) - known)
-        return len(found) >= wanted
+        return len(found) >= listed.missing or pages >= most
 
     yield from walk(
         [Window(path="/images/")],
         keep=lambda record: record["collection_id"],
         is_enough=is_enough,
     )
-    return [Collection(number, None) for number in sorted(found)]
+    return sorted(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -528,7 +562,7 @@ class Images(Lists):
             )
             for one in listed
         ]
-        yield Block((*items, *map(unreadable, unread)))
+        yield Block((*items, *unread))
 
     def decode(
         self, item: Item, chunks: Iterator[bytes], *, as_records: bool
@@ -548,18 +582,17 @@ def images_of(number: int, likely: int | None) -> Window:
     return Window(path=f"/collections/{number}/images/", likely=likely)
 
 
-def unreadable(window: Window) -> Item:
+def _unreadable(request: Request, key: str) -> Item:
     """An item for a collection that the server cannot give: it says so by failing."""
     return Item(
-        key=f"collections {key_of(window)}",
-        request=window.request,
-        context={"collections": True},
+        key=f"collections {key}", request=request, context={"collections": True}
     )
 
 
-def readable_again(body: Any, made: Any) -> Decoded:
+def readable_again(body: Any, made: Callable[[Window], Item]) -> Decoded:
     """What a collection leads to that the server can give by now."""
-    window = Window(path="/collections/", limit=1, is_last=False)
-    records, _, _ = replace(window, offset=0).read(body)
-    follow = [made(Window(path=f"/collections/{one['id']}/images/")) for one in records]
+    records = body.get("results", [body])
+    follow = [
+        made(images_of(one["id"], one.get("number_of_images"))) for one in records
+    ]
     return Decoded(follow_up=tuple(follow))

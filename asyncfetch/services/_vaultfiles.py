@@ -51,7 +51,6 @@ from asyncfetch.services._vault import (
     key_of,
     matches,
     readable_again,
-    unreadable,
 )
 from asyncfetch.services._vaulthttp import media_target
 from asyncfetch.services._windows import AT_ONCE, FIRST_AT_ONCE, Window, walk
@@ -107,7 +106,7 @@ class Files:
         if cursor is None:
             listed, unread = yield from collections(self.filters)
             todo = [[one.number, one.likely] for one in listed]
-            items += map(unreadable, unread)
+            items += unread
         else:
             todo, size = list(cursor), AT_ONCE  # type: ignore[arg-type]
         while todo:

@@ -258,7 +258,7 @@ class NeuroVaultService:
 
         def place(row: Row) -> float:
             a, b, _, _ = uniforms(self._seed, "plan", plan, row["id"])
-            return float(row["id"]) + (40 * b - 20 if a < 0.1 else 0)
+            return float(row["id"]) + (40 * b - 20 if a < 0.03 else 0)
 
         return sorted(rows, key=place)
 

@@ -252,7 +252,8 @@ class VaultData:
 
 def is_poisoned(row: Row) -> bool:
     """Whether the server cannot serialise a row."""
-    beyond = (value for name, value in row.items() if name not in IMAGE)
+    is_image = "image_type" in row
+    beyond = (v for name, v in row.items() if is_image and name not in IMAGE)
     return bool(row.get("owner_is_gone")) or any(
         isinstance(value, list) and len(value) > 1 for value in beyond
     )
