@@ -415,7 +415,8 @@ class _Form:
     """A form on its way out; its files are read as it is sent."""
 
     def __init__(self, parts: tuple[Part, ...]) -> None:
-        self.data = aiohttp.FormData(default_to_multipart=True)
+        # Quoted by aiohttp, a blank is %20, and servers take that for the name.
+        self.data = aiohttp.FormData(quote_fields=False, default_to_multipart=True)
         self._parts = parts
         self._files: list[IO[bytes]] = []
 
@@ -429,7 +430,7 @@ class _Form:
         """
         for part in self._parts:
             if isinstance(part.value, str):
-                self.data.add_field(part.name, part.value)
+                self.data.add_field(_quoted(part.name), part.value)
                 continue
             try:
                 file = part.value.open("rb")
@@ -439,9 +440,9 @@ class _Form:
                 ) from error
             self._files.append(file)
             self.data.add_field(
-                part.name,
+                _quoted(part.name),
                 file,
-                filename=part.value.name,
+                filename=_quoted(part.value.name),
                 content_type="application/octet-stream",
             )
 
@@ -449,6 +450,11 @@ class _Form:
         """Close the files."""
         for file in self._files:
             file.close()
+
+
+def _quoted(name: str) -> str:
+    """A name with nothing left that could end it (RFC 7578, 2: as HTML has it)."""
+    return name.replace("\r", "%0D").replace("\n", "%0A").replace('"', "%22")
 
 
 class Spool:

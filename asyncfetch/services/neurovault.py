@@ -264,7 +264,10 @@ class NeuroVault(Client):
             if getattr(error, "status", 0) not in {403, 404}:
                 raise
         # A private one is changed under another address; nothing was, so far.
-        return await self._call("PATCH", f"/my_collections/{number}/", sent)
+        changed = await self._call("PATCH", f"/my_collections/{number}/", sent)
+        if not changed.get("private"):
+            self.exchange.private.pop(number, None)  # its number answers by now
+        return changed
 
     async def add_image(
         self,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.message import Message
-from email.parser import BytesParser
 
 from asyncfetch.testing._answer import Call
+
+# Quotes and line ends in them are percent-encoded by who sends them.
+_WORD = re.compile(r'\b(name|filename)="([^"]*)"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +30,17 @@ def form(call: Call) -> list[FormPart]:
     """The parts of a multipart body, in their order."""
     if not call.content_type.startswith("multipart/form-data"):
         return []
-    head = f"Content-Type: {call.content_type}\r\n\r\n".encode()
-    message = BytesParser().parsebytes(head + call.body)
-    return list(_parts(message))
+    mark = b"--" + call.content_type.partition("boundary=")[2].strip('"').encode()
+    return list(_parts(call.body, mark))
 
 
-def _parts(message: Message) -> Iterator[FormPart]:
-    for part in message.walk():
-        name = part.get_param("name", header="content-disposition")
-        if isinstance(name, str):
-            data = part.get_payload(decode=True)
-            assert isinstance(data, bytes)
-            yield FormPart(name=name, file_name=part.get_filename(), data=data)
+def _parts(body: bytes, mark: bytes) -> Iterator[FormPart]:
+    for part in body.split(mark)[1:-1]:
+        head, _, data = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        words = dict(_WORD.findall(head.decode()))
+        if "name" in words:
+            yield FormPart(
+                name=words["name"],
+                file_name=words.get("filename"),
+                data=data.removesuffix(b"\r\n"),
+            )

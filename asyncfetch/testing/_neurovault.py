@@ -359,7 +359,14 @@ class NeuroVaultService:
         if call.method == "DELETE":
             del self.data.images[row["id"]]
             return Answer(status=204, may_be_kept=False)
-        self._note(row, {name: _stored(value) for name, value in _sent(call).items()})
+        fields = {name: _stored(value) for name, value in _sent(call).items()}
+        for name, codes in CODES.items():
+            if name in fields and fields[name] not in codes:
+                words = f'"{fields[name]}" is not a valid choice.'
+                return _json({name: [words]}, 400)
+            if name in fields:
+                fields[name] = codes[fields[name]]
+        self._note(row, fields)
         return _json(self._image(row, call))
 
     # --- writing ----------------------------------------------------------------------
