@@ -942,6 +942,7 @@ def test_blocking_code_has_an_archive_in_a_thread():
             "ASYNCFETCH_NEUROSCOUT_URL": archive.neuroscout,
             "ASYNCFETCH_NEUROMORPHO_URL": archive.neuromorpho,
             "ASYNCFETCH_ALYX_URL": archive.alyx,
+            "ASYNCFETCH_NEUROVAULT_URL": archive.neurovault,
             "ALYX_USER": "intbrainlab",
             "ALYX_PASSWORD": "international",
         }

@@ -52,6 +52,7 @@ class VaultData:
         self.collections: dict[int, Row] = {}
         self.images: dict[int, Row] = {}
         self.packs: dict[int, Row] = {}
+        self._of: dict[int, list[Row]] = {}
         self._next_image = _FIRST_IMAGE
         for place in range(max(16, round(_COLLECTIONS * scale))):
             self._add_collection(TUTORIAL - 4 + place, place)
@@ -235,13 +236,14 @@ class VaultData:
         row["bytes"] = None if is_missing else data
         row["file_size"] = 0 if is_missing else len(data)
         self.images[row["id"]] = row
+        self._of.setdefault(collection, []).append(row)
         return row
 
     # --- looking ----------------------------------------------------------------------
 
     def in_collection(self, number: int) -> list[Row]:
         """Images of a collection, by id."""
-        found = [r for r in self.images.values() if r["collection_id"] == number]
+        found = [r for r in self._of.get(number, ()) if r["id"] in self.images]
         return sorted(found, key=lambda row: row["id"])
 
     def number_of_images(self, number: int) -> int:
