@@ -91,6 +91,7 @@ ALLOWED = {
         "_exchange",
         "_health",  # which answers are no failures of the host
         "_model",
+        "_partial",  # files that an earlier dataset has
         "_threads",  # files that single calls read and write
         "errors",
         "services",

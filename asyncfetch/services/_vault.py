@@ -124,7 +124,7 @@ def checked(filters: Mapping[str, Any]) -> dict[str, Any]:
     if since is not None:
         text = since.isoformat() if hasattr(since, "isoformat") else str(since)
         try:
-            _instant(text)
+            instant(text)
         except ValueError:
             raise ConfigurationError(
                 f"expected a time like 2024-05-01 or 2024-05-01T12:00:00Z for "
@@ -142,7 +142,7 @@ def checked(filters: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _instant(text: str) -> float:
+def instant(text: str) -> float:
     """Seconds of the epoch; a time without a zone is UTC."""
     found = dt.datetime.fromisoformat(text)
     if found.tzinfo is None:
@@ -160,7 +160,7 @@ def _is(record: Record, name: str, wanted: Json) -> bool:
         return all(_has_own(record, one) for one in members(wanted))
     if name == "modified_since":
         try:
-            return _instant(str(record.get("modify_date"))) >= _instant(str(wanted))
+            return instant(str(record.get("modify_date"))) >= instant(str(wanted))
         except ValueError:
             return True  # of unknown age
     value = record.get(name)

@@ -13,8 +13,9 @@ import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +33,7 @@ from asyncfetch._model import (
     Request,
     Source,
 )
-from asyncfetch._neurovault_schema import PAGE
+from asyncfetch._neurovault_schema import IMAGE, PAGE
 from asyncfetch.errors import (
     AsyncfetchError,
     ConfigurationError,
@@ -40,19 +41,21 @@ from asyncfetch.errors import (
     NotFound,
 )
 from asyncfetch.services._analyses import optional
-from asyncfetch.services._table import Table, column, plain
+from asyncfetch.services._table import Filter, Table, column, plain
 from asyncfetch.services._vault import (
     OF_COLLECTION,
     Lists,
     Record,
     checked,
     collections,
+    filters_of,
     images_of,
+    instant,
     key_of,
     matches,
     readable_again,
 )
-from asyncfetch.services._vaulthttp import media_target
+from asyncfetch.services._vaulthttp import earlier, media_target
 from asyncfetch.services._windows import AT_ONCE, FIRST_AT_ONCE, Window, walk
 
 SCHEMA = pa.schema(
@@ -75,6 +78,16 @@ _ANY_EXTENSION = re.compile(r"(?:\.[A-Za-z0-9]{1,8}){1,2}$")
 # Blocks of a plan are made of so many parts of what is left, so that what is left,
 # which each of them notes, is written a hundred times and not once for each collection.
 _PARTS = 100
+# Name of the filter that is none of the images'.
+EARLIER = "earlier"
+FILTERS = (
+    *filters_of(IMAGE, of_images=True),
+    Filter(
+        name=EARLIER,
+        kind=str,
+        doc="an earlier dataset of files: those not modified since are taken from it",
+    ),
+)
 # Of a NIfTI-2 header, and where its magic lies.
 _HEAD = 540
 # What is inflated at a time.
@@ -88,6 +101,8 @@ class Files:
     filters: Mapping[str, Json]
     site: str = ""
     """What the URLs of files begin with."""
+    there: Mapping[str, Any] = field(default_factory=dict)
+    """Time and checksum of files that an earlier dataset has, by image."""
     schema: pa.Schema = SCHEMA
     row_key: str | None = "id"
 
@@ -96,6 +111,15 @@ class Files:
 
         The cursor keeps the collections that are left.
         """
+        before = self.filters.get(EARLIER)
+        if before is not None:
+            (there,) = (yield Ask((earlier(str(before)),))) or ({},)
+            yield from replace(self, there=there).planned(cursor)
+        else:
+            yield from self.planned(cursor)
+
+    def planned(self, cursor: Json) -> Enumeration:
+        """As :meth:`enumerate`, when it is known which files are there."""
         ids = self.filters.get("id")
         if isinstance(ids, list):
             yield from self._by_id(ids)
@@ -143,7 +167,16 @@ class Files:
 
     @property
     def _of_image(self) -> Mapping[str, Json]:
-        return {k: v for k, v in self.filters.items() if k not in OF_COLLECTION}
+        others = {*OF_COLLECTION, EARLIER}
+        return {k: v for k, v in self.filters.items() if k not in others}
+
+    def _unchanged(self, record: Record) -> str | None:
+        """The checksum of a file that was not modified since an earlier dataset."""
+        when, checksum = self.there.get(str(record["id"]), (None, None))
+        modified = record.get("modify_date")
+        if when is None or not isinstance(modified, str):
+            return None
+        return checksum if instant(modified) == instant(when) else None
 
     def _page(self, window: Window) -> Item:
         """An item for a page of images that could not be read."""
@@ -180,6 +213,7 @@ class Files:
                 file=FileWish(
                     path=f"collection_{collection}/image_{number}{extension}",
                     size=size if type(size) is int else None,
+                    checksum=self._unchanged(record),
                 ),
             ),
             context=context,
@@ -356,6 +390,12 @@ class VaultTable(Table):
 
 class FilesTable(VaultTable):
     """Files of images."""
+
+    def plan(self, *, limit: int | None = None, **filters: Any) -> _engine.Plan:
+        """The files that *filters* come to; asks nothing yet."""
+        if filters.get(EARLIER) is not None:  # the plan may be gone on with elsewhere
+            filters[EARLIER] = str(Path(filters[EARLIER]).absolute())
+        return super().plan(limit=limit, **filters)
 
     def _source(self, filters: Mapping[str, Json]) -> Source:
         site = self.client.exchange.site  # type: ignore[attr-defined]

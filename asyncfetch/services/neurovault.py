@@ -44,6 +44,7 @@ from asyncfetch.services._paging import target
 from asyncfetch.services._table import Client, Description, close, members, plain
 from asyncfetch.services._vault import Images, Lists, filters_of, schema_of
 from asyncfetch.services._vaultfiles import (
+    FILTERS,
     SCHEMA,
     Files,
     FilesTable,
@@ -165,7 +166,7 @@ class NeuroVault(Client):
             item="files of images",
             item_bytes=850_000,  # a map of the whole brain in 2 mm
             files="always",
-            filters=filters_of(IMAGE, of_images=True),
+            filters=FILTERS,
             schema=SCHEMA,
             row_key="id",
             source=lambda filters: Files(filters=filters),

@@ -197,6 +197,55 @@ async def test_only_what_was_modified_since_is_fetched(archive, api, tmp_path):
     }
 
 
+async def test_what_was_not_modified_is_taken_from_an_earlier_dataset(
+    archive, api, tmp_path
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    await asyncfetch.download(api.files.plan(), first, files=tmp_path / "f")
+    fresh = nifti(5, 6)
+    for row in archive.truth.images(id=TUTORIAL_IMAGE):
+        row |= {"bytes": fresh, "file_size": len(fresh)}
+        row["modify_date"] = "2026-06-01T12:00:00+02:00"
+    before = len(media(archive))
+    plan = api.files.plan(earlier=str(first))
+    report = await asyncfetch.download(plan, second)
+    wanted = expected(archive)
+    assert await look(outcomes, second) == wanted
+    ok = sum(one == "ok" for one in wanted.values())
+    assert report.rows == ok
+    assert await look(prove_files, second / "_files", archive) == ok
+    asked = media(archive)[before:]
+    cut = [number for number, one in wanted.items() if one == "failed"]
+    assert len(asked) == 1 + len(cut)  # what is new, and what did not come before
+    assert await look(_cli.run, ["verify", str(second)]) == 0
+
+
+async def test_a_file_of_an_earlier_dataset_that_was_changed_is_asked_for(
+    archive, api, tmp_path
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    await asyncfetch.download(api.files.plan(collection_id=TUTORIAL), first)
+    where = first / "_files" / f"collection_{TUTORIAL}"
+    path = where / f"image_{TUTORIAL_IMAGE}.nii.gz"
+    await look(path.write_bytes, b"somebody was here")
+    before = len(media(archive))
+    plan = api.files.plan(collection_id=TUTORIAL, earlier=str(first))
+    report = await asyncfetch.download(plan, second)
+    assert len(media(archive)) == before + 1
+    assert await look(prove_files, second / "_files", archive) == report.rows
+
+
+async def test_only_files_of_neurovault_are_an_earlier_dataset(api, tmp_path):
+    plan = api.images.plan(collection_id=TUTORIAL)
+    await asyncfetch.download(plan, tmp_path / "images")
+    plan = api.files.plan(earlier=str(tmp_path / "images"))
+    with pytest.raises(asyncfetch.ConfigurationError, match="neurovault/images"):
+        await asyncfetch.download(plan, tmp_path / "d")
+    plan = api.files.plan(earlier=str(tmp_path / "none"))
+    with pytest.raises(asyncfetch.DatasetError, match="none"):
+        await asyncfetch.download(plan, tmp_path / "d")
+
+
 # --- proving --------------------------------------------------------------------------
 
 
