@@ -36,11 +36,22 @@ if TYPE_CHECKING:
     from asyncfetch.services.neuromorpho import NeuroMorpho
     from asyncfetch.services.neuroscout import Neuroscout
     from asyncfetch.services.neurovault import NeuroVault
+    from asyncfetch.services.rest import (
+        ApiKey,
+        Basic,
+        Bearer,
+        OAuth2ClientCredentials,
+        Rest,
+        Token,
+    )
 
 __all__ = [
     "Alyx",
+    "ApiKey",
     "AsyncfetchError",
     "AuthenticationError",
+    "Basic",
+    "Bearer",
     "Compaction",
     "ConfigurationError",
     "DatasetError",
@@ -52,8 +63,11 @@ __all__ = [
     "NeuroVault",
     "Neuroscout",
     "NotFound",
+    "OAuth2ClientCredentials",
     "Report",
     "ResponseError",
+    "Rest",
+    "Token",
     "TransportError",
     "View",
     "__version__",
@@ -65,12 +79,18 @@ __all__ = [
 
 _LAZY = {
     "Alyx": "asyncfetch.services.alyx",
+    "ApiKey": "asyncfetch.services.rest",
+    "Basic": "asyncfetch.services.rest",
+    "Bearer": "asyncfetch.services.rest",
     "Compaction": "asyncfetch._compact",
     "Limits": "asyncfetch._model",
     "NeuroMorpho": "asyncfetch.services.neuromorpho",
     "NeuroVault": "asyncfetch.services.neurovault",
     "Neuroscout": "asyncfetch.services.neuroscout",
+    "OAuth2ClientCredentials": "asyncfetch.services.rest",
     "Report": "asyncfetch._model",
+    "Rest": "asyncfetch.services.rest",
+    "Token": "asyncfetch.services.rest",
     "View": "asyncfetch._dataset",
     "__version__": "asyncfetch._version",
     "compact": "asyncfetch._compact",

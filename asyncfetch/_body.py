@@ -177,6 +177,9 @@ def prove(chunks: Iterable[bytes], media: str, url: str) -> Iterator[bytes]:
         A JSON error object stands in the place of data.
     """
     source = iter(chunks)
+    if media == "any":
+        yield from source
+        return
     for piece in source:
         start = piece.lstrip(_BLANK + _BOM)
         if start:

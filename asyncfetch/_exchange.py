@@ -533,6 +533,7 @@ class Exchange:
         headers = {"Accept": request.accept or kind}
         if isinstance(request.body, str):
             headers["Content-Type"] = "application/json"
+        headers |= request.headers
         partial = asking.partial
         if partial is not None:
             headers |= partial.headers()
@@ -881,6 +882,10 @@ def _beginning(response: Response) -> bytes:
 
 def _unproved(request: Request, response: Response) -> str | None:
     body = response.body
-    if request.media == "json" or body.is_compressed or body.proof is not Proof.NONE:
+    if (
+        request.media in {"json", "any"}
+        or body.is_compressed
+        or body.proof is not Proof.NONE
+    ):
         return None
     return body.sha256

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Json: TypeAlias = (
     "bool | int | float | str | list[Json] | Mapping[str, Json] | None"  # RFC 8259
 )
-Media: TypeAlias = Literal["json", "swc", "bytes"]
+Media: TypeAlias = Literal["json", "swc", "bytes", "any"]
 Stores: TypeAlias = Literal["none", "asked", "always"]
 """Of a table: its items are no files; their bytes are stored on demand; or always."""
 # The code of an item that stands for a record from which no request can be made.
@@ -58,8 +58,12 @@ class Part:
 
     name: str
     """Of the field; several parts may bear the same."""
-    value: str | Path
-    """Its text, or the file that is sent under its own name."""
+    value: str | bytes | Path
+    """Its text, its bytes, or the file that is sent under its own name."""
+    file_name: str | None = None
+    """Another name for a file; bytes are one by having a name."""
+    content_type: str | None = None
+    """Of a file, where it is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +73,13 @@ class Request:
     target: str
     """Path and query below the base URL, percent-encoded; begins with ``/``."""
     media: Media = "json"
-    """What the body must be; HTML in its place is refused as not whole."""
+    """What the body must be; HTML in its place is refused as not whole, but for any."""
     method: str = "GET"
     """Only what :attr:`is_read` names is retried."""
     body: str | tuple[Part, ...] | None = field(default=None, repr=False)
     """JSON text to send, if any (a login is one), or the parts of a form."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What is sent beside the usual, and in place of it; never planned."""
     accept: str | None = None
     """What the answer may be, where :attr:`media` does not say it; never planned."""
     may_be_absent: bool = False

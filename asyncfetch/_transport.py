@@ -411,6 +411,9 @@ async def discard(body: Body) -> None:
         await surely_in_thread(lambda: data.unlink(missing_ok=True))
 
 
+_BYTES = "application/octet-stream"
+
+
 class _Form:
     """A form on its way out; its files are read as it is sent."""
 
@@ -432,6 +435,14 @@ class _Form:
             if isinstance(part.value, str):
                 self.data.add_field(_quoted(part.name), part.value)
                 continue
+            if isinstance(part.value, bytes):
+                self.data.add_field(
+                    _quoted(part.name),
+                    part.value,
+                    filename=_quoted(part.file_name or part.name),
+                    content_type=part.content_type or _BYTES,
+                )
+                continue
             try:
                 file = part.value.open("rb")
             except OSError as error:
@@ -442,8 +453,8 @@ class _Form:
             self.data.add_field(
                 _quoted(part.name),
                 file,
-                filename=_quoted(part.value.name),
-                content_type="application/octet-stream",
+                filename=_quoted(part.file_name or part.value.name),
+                content_type=part.content_type or _BYTES,
             )
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ from asyncfetch.services import client_class
 if TYPE_CHECKING:
     from asyncfetch._model import Report
 
-__all__ = ["Alyx", "NeuroMorpho", "NeuroVault", "Neuroscout", "download"]
+__all__ = ["Alyx", "NeuroMorpho", "NeuroVault", "Neuroscout", "Rest", "download"]
 
 
 class _Loop:
@@ -255,6 +255,12 @@ class NeuroVault(_Client):
     """:class:`asyncfetch.NeuroVault`, blocking."""
 
     _service = "neurovault"
+
+
+class Rest(_Client):
+    """:class:`asyncfetch.Rest`, blocking."""
+
+    _service = "rest"
 
 
 def download(plan: Any, dest: Any, **options: Any) -> Report:

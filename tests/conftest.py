@@ -25,7 +25,13 @@ import asyncfetch
 from asyncfetch import _gate, _profile, testing
 from asyncfetch._exchange import Exchange
 from asyncfetch._model import Limits
-from asyncfetch.services import alyx, neuromorpho, neuroscout, neurovault  # noqa: F401
+from asyncfetch.services import (  # noqa: F401
+    alyx,
+    neuromorpho,
+    neuroscout,
+    neurovault,
+    rest,
+)
 
 # The benchmarks are no part of the package. Last, so that the installed one is tested.
 sys.path.append(str(Path(__file__).parents[1]))

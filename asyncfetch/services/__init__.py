@@ -22,6 +22,9 @@ SERVICES = {
     "neurovault": ("asyncfetch.services.neurovault", "NeuroVault"),
 }
 
+# One client for whatever is none of these.
+_ANY = {"rest": ("asyncfetch.services.rest", "Rest")}
+
 
 def client_class(service: str) -> type[Client]:
     """The client of the service called *service*.
@@ -32,7 +35,7 @@ def client_class(service: str) -> type[Client]:
         There is no such service; the message has the nearest names.
     """
     try:
-        module, name = SERVICES[service]
+        module, name = {**SERVICES, **_ANY}[service]
     except KeyError:
         near = difflib.get_close_matches(service, SERVICES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
