@@ -29,7 +29,12 @@ from asyncfetch._model import (
     Request,
 )
 from asyncfetch._neurovault_schema import NULLS, PAGE, UNITS
-from asyncfetch.errors import AsyncfetchError, ConfigurationError, DecodeError
+from asyncfetch.errors import (
+    AsyncfetchError,
+    ConfigurationError,
+    DecodeError,
+    IntegrityError,
+)
 from asyncfetch.services._paging import target
 from asyncfetch.services._table import Filter, column, members
 from asyncfetch.services._windows import Seen, Window, walk
@@ -391,7 +396,10 @@ def _asked_first(
     (body,) = (yield Ask((first,), is_tolerant=True)) or (None,)
     if isinstance(body, AsyncfetchError):  # of the first record of all, maybe
         return None, None
-    records, count, _ = Window(path=path, limit=1, is_last=False).read(body)
+    try:
+        records, count, _ = Window(path=path, limit=1, is_last=False).read(body)
+    except IntegrityError:  # an empty page: what there is shows when it is read
+        return None, None
     is_honoured = bool(query) and count == len(records) == 1
     if is_honoured and matches(records[0], filters):
         return records[0], count
