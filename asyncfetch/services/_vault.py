@@ -125,6 +125,9 @@ def checked(filters: Mapping[str, Any]) -> dict[str, Any]:
     own = given.get(EXTRA)
     if isinstance(own, Mapping):
         given[EXTRA] = as_json(dict(sorted(own.items())))
+    for one in members(given.get(EXTRA, "{}")):
+        if not str(one).startswith("{") and "=" not in str(one):
+            raise ConfigurationError(f"expected NAME=VALUE for extra, got {one!r}")
     since = given.get("modified_since")
     if since is not None:
         text = since.isoformat() if hasattr(since, "isoformat") else str(since)
@@ -196,9 +199,7 @@ def _has_own(record: Record, text: object) -> bool:
     if words.startswith("{"):
         pairs: Any = json.loads(words)
     else:
-        name, sign, value = words.partition("=")
-        if not sign:
-            raise ConfigurationError(f"expected NAME=VALUE for extra, got {words!r}")
+        name, _, value = words.partition("=")
         pairs = {name: value}
     return all(
         name in record

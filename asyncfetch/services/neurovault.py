@@ -13,6 +13,7 @@ import gzip
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -312,12 +313,11 @@ class NeuroVault(Client):
                 "expected file, or surface_left_file and surface_right_file"
             )
         texts = [Part(name=k, value=one) for k, one in _form(given).items()]
-        folder = await in_thread(tempfile.mkdtemp)
+        # Named here, so that a cancellation finds it whatever the thread has done.
+        folder = Path(tempfile.gettempdir(), f"asyncfetch-{secrets.token_hex(8)}")
         try:
             if file is not None:
-                files["file"] = await in_thread(
-                    lambda: _packed(files["file"], Path(folder))
-                )
+                files["file"] = await in_thread(lambda: _packed(files["file"], folder))
             parts = [Part(name=k, value=one) for k, one in files.items()]
             where = f"/collections/{number}/images/"
             try:
@@ -476,6 +476,7 @@ def _packed(path: Path, folder: Path) -> Path:
             proved(iter(lambda: file.read(1 << 20), b""), path.name)
         if is_packed:
             return path
+        folder.mkdir(mode=0o700)
         made = folder / f"{path.name}.gz"
         with path.open("rb") as read, gzip.open(made, "wb", 6) as write:
             shutil.copyfileobj(read, write)

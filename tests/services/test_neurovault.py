@@ -152,6 +152,7 @@ async def test_what_was_not_modified_since_is_left_out(archive, api):
         ({"modified_since": "yesterday"}, "expected a time"),
         ({"collection_id": "QWERTZUI"}, "pass it as private="),
         ({"is_thresholded": "maybe"}, "expected bool"),
+        ({"extra": "my field"}, "expected NAME=VALUE"),
     ],
 )
 async def test_a_filter_that_cannot_be_is_said_at_once(archive, api, filters, says):
