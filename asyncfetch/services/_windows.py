@@ -71,8 +71,9 @@ class Window:
         if not is_refused or (self.limit == 1 and not self.is_last):
             return ()
         size = self.limit
-        if self.is_last and self.likely is not None:
-            size = min(size, max(1, self.likely - self.offset))
+        # More than was likely: nothing is known then of what is left.
+        if self.is_last and self.likely is not None and self.likely > self.offset:
+            size = min(size, self.likely - self.offset)
         end, half = self.offset + size, (size + 1) // 2
         first = replace(self, limit=half, is_last=False, behind=None, looks=0)
         parts = [first]
