@@ -11,13 +11,7 @@ the other, and four threads). What came is compared with what the archive holds.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
@@ -30,6 +24,7 @@ from asyncfetch.services import neuromorpho  # noqa: F401 - imports are not coun
 from asyncfetch.services._table import to_pandas
 from asyncfetch.testing._neuromorpho import NeuroMorphoService
 from benchmarks._measure import asked_for, measured, tell
+from benchmarks._peers import environment, taken_by
 from benchmarks._server import open_archive
 
 LATENCY = 0.05
@@ -73,17 +68,7 @@ def ours(url: str, what: str, species: str) -> dict[str, float]:
 def theirs(python: str, who: str, url: str, case: Mapping[str, Any]) -> dict[str, Any]:
     """With one of the others."""
     given = {"url": url, "who": who, "what": case["what"], "species": case["species"]}
-    ended = subprocess.run(
-        [python, str(Path(__file__).with_name("_neuromorpho_side.py"))],
-        input=json.dumps(given),
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    if ended.returncode:
-        raise SystemExit(f"{who}: {ended.stderr.splitlines()[-1:]}")
-    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    return taken_by(python, "_neuromorpho_side.py", given)
 
 
 def truth(case: Mapping[str, Any]) -> dict[str, int]:
@@ -116,19 +101,6 @@ def wrong(found: Mapping[str, Any], held: Mapping[str, int]) -> str:
     return ", ".join(said) or "nothing"
 
 
-@contextlib.contextmanager
-def environment(python: str | None) -> Iterator[str]:
-    """A Python with neuromorpholib and navis."""
-    if python is not None:
-        yield python
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        made = f"{folder}/bin/python"
-        subprocess.run([made, "-m", "pip", "install", "-q", *PACKAGES], check=True)
-        yield made
-
-
 def compared(case: Mapping[str, Any], python: str, repeats: int) -> dict[str, Any]:
     """Figures of one case."""
     held = truth(case)
@@ -155,7 +127,7 @@ def main() -> None:
     parser.add_argument("--case", default="", help="a part of the names of cases")
     options = parser.parse_args()
     results: dict[str, Any] = {}
-    with environment(options.python) as python:
+    with environment(options.python, *PACKAGES) as python:
         for name, case in CASES.items():
             if options.case not in name:
                 continue

@@ -9,14 +9,8 @@ asyncfetch over 32 connections. Cut files count for nilearn, too.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +19,14 @@ import anyio
 import asyncfetch
 from asyncfetch.services import neurovault  # noqa: F401 - imports are not counted
 from benchmarks._measure import asked_for, measured, tell
+from benchmarks._peers import environment, taken_by
+from benchmarks._server import asked, started
 
 importlib.import_module("anyio._backends._asyncio")  # anyio.run would load it later
 
 LATENCY = 0.1
 CONNECTIONS = 32
 SCALE = 5.0  # 300 collections
-
-
-@contextlib.contextmanager
-def open_archive(scale: float, latency: float, log: Path) -> Iterator[str]:
-    """NeuroVault's base URL in an archive that runs in a process of its own."""
-    words = ["benchmarks._healthy_vault", str(scale), str(latency), str(log)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def ours(url: str) -> dict[str, float]:
@@ -62,53 +43,22 @@ def ours(url: str) -> dict[str, float]:
     return {"files": anyio.run(work)}
 
 
-def theirs(python: str, url: str) -> dict[str, float]:
-    """The same with nilearn."""
-    mine = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
-    ended = subprocess.run(
-        [python, str(Path(__file__).with_name("_nilearn_side.py"))],
-        input=json.dumps({"url": url}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a traceback for each file that is lost
-        check=True,
-        text=True,
-        env=mine,
-    )
-    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    return found
-
-
-@contextlib.contextmanager
-def environment(python: str | None) -> Iterator[str]:
-    """A Python with nilearn."""
-    if python is not None:
-        yield python
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        made = f"{folder}/bin/python"
-        subprocess.run([made, "-m", "pip", "install", "-q", "nilearn"], check=True)
-        yield made
-
-
 def compared(python: str, scale: float, repeats: int) -> dict[str, Any]:
     """Figures of both."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with open_archive(scale, LATENCY, log) as url:
-            marks = [_asked(log)]
+        words = ["-m", "benchmarks._healthy_vault", str(scale), str(LATENCY), str(log)]
+        with started(*words) as said:
+            url = next(said).strip()
+            marks = [asked(log)]
             mine = measured("benchmarks.bench_neurovault:ours", repeats, url=url)
-            marks.append(_asked(log))
-            found = theirs(python, url)
-            marks.append(_asked(log))
+            marks.append(asked(log))
+            found = taken_by(python, "_nilearn_side.py", {"url": url})
+            marks.append(asked(log))
     mine["requests"] = (marks[1] - marks[0]) / repeats
     found["requests"] = marks[2] - marks[1]
     rates = [its["files"] / its["wall"] for its in (mine, found)]
     return {"ours": mine, "nilearn": found, "rate_ratio": rates[0] / rates[1]}
-
-
-def _asked(log: Path) -> int:
-    return log.read_text().count("\n")
 
 
 def main() -> None:
@@ -116,7 +66,7 @@ def main() -> None:
     parser = asked_for(__doc__)
     parser.add_argument("--python", help="one that has nilearn")
     options = parser.parse_args()
-    with environment(options.python) as python:
+    with environment(options.python, "nilearn") as python:
         scale = 0.3 if options.quick else SCALE
         found = compared(python, scale, 1 if options.quick else 3)
     if not options.json:

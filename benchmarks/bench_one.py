@@ -4,19 +4,16 @@
 
 PYTHON is one that has ONE-api; without, an environment is made for it from the package
 index. Both ask the same embedded archive; at scale 13 it has about as many datasets as
-the public server.
+the public server. For each file ONE loads the certificates of the system anew, which
+takes more than the file: over https always, as the public server is, and over http,
+as here, from Python 3.12 on. So PYTHON should be one of these.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
-import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,8 @@ import asyncfetch
 from asyncfetch.services import alyx  # noqa: F401 - imports are not counted
 from asyncfetch.testing._alyx import PUBLIC
 from benchmarks._measure import asked_for, measured, tell
+from benchmarks._peers import environment, taken_by
+from benchmarks._server import asked, open_archive
 
 importlib.import_module("anyio._backends._asyncio")  # anyio.run would load it later
 
@@ -40,26 +39,6 @@ CASES: Mapping[str, dict[str, Any]] = {
         "what": "files", "files": 300, "scale": 1.0, "latency": 0.0,
     },
 }  # fmt: skip
-
-
-@contextlib.contextmanager
-def open_archive(scale: float, latency: float, log: Path) -> Iterator[str]:
-    """Alyx's base URL in an archive that runs in a process of its own."""
-    words = ["simulate", "--scale", str(scale), "--latency", str(latency)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "asyncfetch", *words, "--log", str(log)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("export ASYNCFETCH_ALYX_URL="):
-                yield line.partition("=")[2].strip().strip("\"'")
-                break
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 def ours(url: str, what: str, files: int) -> dict[str, float]:
@@ -96,31 +75,7 @@ def theirs(python: str, url: str, what: str, files: int) -> dict[str, float]:
     """With ONE."""
     account = {"user": PUBLIC[0], "password": PUBLIC[1]}
     given = {"url": url, "what": what, "files": files, **account}
-    with tempfile.TemporaryDirectory() as home:  # where ONE keeps its settings
-        mine = {name: v for name, v in os.environ.items() if name != "PYTHONPATH"}
-        ended = subprocess.run(
-            [python, str(Path(__file__).with_name("_one_side.py"))],
-            input=json.dumps(given),
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
-            env={**mine, "HOME": home},
-        )
-    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    return found
-
-
-@contextlib.contextmanager
-def environment(python: str | None) -> Iterator[str]:
-    """A Python with ONE."""
-    if python is not None:
-        yield python
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        made = f"{folder}/bin/python"
-        subprocess.run([made, "-m", "pip", "install", "-q", "ONE-api"], check=True)
-        yield made
+    return taken_by(python, "_one_side.py", given)
 
 
 def compared(case: Mapping[str, Any], python: str, repeats: int) -> dict[str, Any]:
@@ -128,13 +83,15 @@ def compared(case: Mapping[str, Any], python: str, repeats: int) -> dict[str, An
     work = {name: case[name] for name in ("what", "files")}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with open_archive(case["scale"], case["latency"], log) as url:
+        scale, latency = case["scale"], case["latency"]
+        with open_archive(scale=scale, latency=latency, log=log) as urls:
+            url = urls["alyx"]
             measured("benchmarks.bench_one:ours", 1, url=url, **work)  # rows are made
-            marks = [_asked(log)]
+            marks = [asked(log)]
             mine = measured("benchmarks.bench_one:ours", repeats, url=url, **work)
-            marks.append(_asked(log))
+            marks.append(asked(log))
             found = theirs(python, url, **work)
-            marks.append(_asked(log))
+            marks.append(asked(log))
     mine["requests"] = (marks[1] - marks[0]) / repeats
     found["requests"] = marks[2] - marks[1]
     return {
@@ -145,18 +102,12 @@ def compared(case: Mapping[str, Any], python: str, repeats: int) -> dict[str, An
     }
 
 
-def _asked(log: Path) -> int:
-    return log.read_text().count("\n")
-
-
 def memory(repeats: int, scale: float) -> dict[str, Any]:
     """Peak memory of a stream of file records, and of ten times as many."""
     found = {}
     for name, size in (("small", scale), ("large", 10 * scale)):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            open_archive(size, 0.0, Path(folder) / "log") as url,
-        ):
+        with open_archive(scale=size) as urls:
+            url = urls["alyx"]
             found[name] = measured("benchmarks.bench_one:rows_of", repeats, url=url)
     ratio = found["large"]["peak_mb"] / found["small"]["peak_mb"]
     return {**found, "peak_ratio": ratio}
@@ -170,7 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     repeats = 1 if options.quick else 3
     results: dict[str, Any] = {}
-    with environment(options.python) as python:
+    with environment(options.python, "ONE-api") as python:
         for name, case in CASES.items():
             if options.case not in name:
                 continue

@@ -10,15 +10,12 @@ neither waits for that.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import itertools
 import json
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,8 @@ from asyncfetch import testing
 from asyncfetch.services import neuroscout  # noqa: F401 - imports are not counted
 from asyncfetch.testing import _neuroscout_data as data
 from benchmarks._measure import asked_for, measured, tell
+from benchmarks._peers import environment, taken_by
+from benchmarks._server import asked, started
 
 DATASET, TASK, TASK_ID = "SherlockMerlin", "MerlinMovie", 4
 SUBJECTS = 50
@@ -78,24 +77,6 @@ def serve(scale: float, latency: float) -> None:
     )
 
 
-@contextlib.contextmanager
-def open_archive(scale: float, latency: float, log: Path) -> Iterator[str]:
-    """The archive's base URL; it runs in a process of its own."""
-    code = f"from benchmarks.bench_pyns import serve; serve({scale}, {latency})"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "BENCH_LOG": str(log)},
-    )
-    try:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
 def ours(url: str, what: str, names: list[str]) -> dict[str, float]:
     """The same with asyncfetch."""
 
@@ -117,16 +98,7 @@ def ours(url: str, what: str, names: list[str]) -> dict[str, float]:
 def theirs(python: str, url: str, what: str, names: list[str]) -> dict[str, float]:
     """With pyNS."""
     given = {"url": url, "what": what, "names": names, "dataset": DATASET, "task": TASK}
-    ended = subprocess.run(
-        [python, str(Path(__file__).with_name("_pyns_side.py"))],
-        input=json.dumps(given),
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-        env={name: v for name, v in os.environ.items() if name != "PYTHONPATH"},
-    )
-    found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-    return found
+    return taken_by(python, "_pyns_side.py", given)
 
 
 def round_trips(log: Path, latency: float) -> dict[str, float]:
@@ -139,29 +111,17 @@ def round_trips(log: Path, latency: float) -> dict[str, float]:
     return {"requests": len(times), "round_trips": waves if latency else len(times)}
 
 
-@contextlib.contextmanager
-def environment(python: str | None) -> Iterator[str]:
-    """A Python with pyNS and pybids."""
-    if python is not None:
-        yield python
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        made = f"{folder}/bin/python"
-        subprocess.run(
-            [made, "-m", "pip", "install", "-q", "pyns", "pybids"], check=True
-        )
-        yield made
-
-
 def compared(case: Mapping[str, Any], python: str, repeats: int) -> dict[str, Any]:
     """Figures of one case."""
     work = {name: case[name] for name in ("what", "names")}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        with open_archive(case["scale"], case["latency"], log) as url:
+        scale, latency = case["scale"], case["latency"]
+        code = f"from benchmarks.bench_pyns import serve; serve({scale}, {latency})"
+        with started("-c", code, BENCH_LOG=str(log)) as said:
+            url = next(said).strip()
             measured("benchmarks.bench_pyns:ours", 1, url=url, **work)
-            start = log.read_text().count("\n")
+            start = asked(log)
             mine = measured("benchmarks.bench_pyns:ours", repeats, url=url, **work)
             lines = log.read_text().splitlines()[start:]
             each = len(lines) // repeats
@@ -183,7 +143,7 @@ def main() -> None:
     parser.add_argument("--case", default="", help="a part of the names of cases")
     options = parser.parse_args()
     results: dict[str, Any] = {}
-    with environment(options.python) as python:
+    with environment(options.python, "pyns", "pybids") as python:
         for name, case in CASES.items():
             if options.case not in name:
                 continue
