@@ -39,7 +39,7 @@ def tests(session: nox.Session) -> None:
     session.install(".", *GROUPS["test"])
     session.run("pytest", *AT_ONCE, *(session.posargs or SOME_FAULTS))
     if not session.posargs:
-        session.run("python", "-m", "tests._kills")
+        session.run("python", "-m", "tests._kills", "--kills", "12")
 
 
 @nox.session

@@ -62,7 +62,7 @@ from asyncfetch.services._vaulthttp import (
 Record = dict[str, Any]
 
 # A small server: 4 synchronous workers, no limits of its own, 502 when it is too much.
-_LIMITS = Limits(rate=8.0, concurrency=6)
+_LIMITS = Limits(rate=8.0, concurrency=4)
 # Bytes of records as sent: 3.2 kB a collection, about 2 kB an image.
 _COLLECTION_BYTES, _IMAGE_BYTES = 3200.0, 2000.0
 _KEY = re.compile(
