@@ -317,7 +317,7 @@ class Pace:
         self._climbed = False
         self._sure = 0
         self._doubts = 0
-        self._stray = 0
+        self._stray = 0  # lone 503 in a row that a limit would not explain
         self._enough = DOUBTS
         self._highest = 0.0
         if learned is not None and learned.rate is not None:
@@ -467,7 +467,7 @@ class Pace:
         if self.granted is not None:
             self._back = min(FIRST_PAUSE, max(2 / self.rate, 0.05))
         self.flight.end_probes()
-        if not self._stray:
+        if not self._stray:  # what may not be about the rate is not about them either
             self.flight.rejected(crowd)
         self.flight.forget()
         self.in_episode = True
