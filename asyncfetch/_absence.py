@@ -15,7 +15,8 @@ from __future__ import annotations
 import enum
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -25,6 +26,8 @@ MINUTE = 60.0
 # Where nothing but 404 comes (all that is left is missing; or an outage begins), the
 # service is asked again after so many seconds: one request beside 25 at 5 a second.
 PATIENCE = 5.0
+# So soon where nothing else is under way that could show that the service is well.
+ALONE = 0.5
 # So long after a 404 the health still speaks of the same moment.
 JUST_AFTER = 2.0
 
@@ -58,14 +61,20 @@ class _Gap:
 
     def end(self) -> None:
         self.is_over = True
+        self.wake()
+
+    def wake(self) -> None:
         for event in self.waiting:
             event.set()
 
     async def wait(self, seconds: float) -> None:
         event = anyio.Event()
         self.waiting.append(event)
-        with anyio.move_on_after(seconds):
-            await event.wait()
+        try:
+            with anyio.move_on_after(seconds):
+                await event.wait()
+        finally:
+            self.waiting.remove(event)
 
 
 class Absence:
@@ -82,6 +91,23 @@ class Absence:
         self._looking = anyio.Lock()
         self._looked_at = self._up_at = self._down_at = self._missed_at = -math.inf
         self._gap = _Gap()
+        self._asking = self._judging = 0
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """For the time of a question about what might not be there."""
+        self._asking += 1
+        try:
+            yield
+        finally:
+            self._asking -= 1
+            if self._is_alone:
+                self._gap.wake()
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether nothing can come before somebody has looked."""
+        return self._asking <= self._judging
 
     @property
     def is_down(self) -> bool:
@@ -108,6 +134,17 @@ class Absence:
         impatient
             What was said within the last minute is enough.
         """
+        self._judging += 1
+        try:
+            if self._is_alone:
+                self._gap.wake()
+            return await self._judged(look, impatient)
+        finally:
+            self._judging -= 1
+
+    async def _judged(
+        self, look: Callable[[], Awaitable[bool]], impatient: bool
+    ) -> Verdict:
         at = self._clock()
         gap = self._gap
         if not impatient:
@@ -123,7 +160,8 @@ class Absence:
                     return Verdict.PROVED
                 if gap.is_over:
                     return Verdict.PROVED if gap.missed == 1 else Verdict.DOUBTFUL
-                if (left := self._looked_at + PATIENCE - now) > 0:
+                patience = min(ALONE, PATIENCE) if self._is_alone else PATIENCE
+                if (left := self._looked_at + patience - now) > 0:
                     await gap.wait(left)
                     continue
             await self._look(look)
@@ -138,6 +176,7 @@ class Absence:
             if await look():
                 # From when it was asked on: what it says may be older than it comes.
                 self._up_at, self._down_at = self._looked_at, -math.inf
+                self._gap.wake()
                 self._gap = _Gap()
             else:
                 self._down_at = self._clock()

@@ -22,7 +22,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
@@ -295,6 +295,7 @@ class Exchange:
         asking = _Asking(
             interactive=interactive,
             impatient=interactive if impatient is None else impatient,
+            started=started,
             until=started + self._item_timeout,
             place=self.gate.question(),
             spool_dir=spool_dir,
@@ -306,6 +307,24 @@ class Exchange:
             if there := await self._recovered(request, consume, partial):
                 return there
             asking.reached = partial.size
+        with self._awaited_there(request):
+            return await self._until_answered(
+                request, consume, asking, sleep or self.gate.sleep
+            )
+
+    def _awaited_there(self, request: Request) -> AbstractContextManager[None]:
+        """For the time of a question whose answer may show that the service is well."""
+        if request.may_be_absent and self._health is not None:
+            return self._absence.asking()
+        return nullcontext()
+
+    async def _until_answered(
+        self,
+        request: Request,
+        consume: Consume[T],
+        asking: _Asking,
+        sleep: Callable[[float], Awaitable[object]],
+    ) -> Answer[T]:
         while True:
             await self._join()
             asking.attempts += 1
@@ -318,7 +337,7 @@ class Exchange:
                     value=value,
                     response=response,
                     attempts=asking.attempts,
-                    elapsed=time.monotonic() - started,
+                    elapsed=time.monotonic() - asking.started,
                     on_wire=asking.on_wire,
                 )
             except AsyncfetchError as caught:
@@ -331,7 +350,7 @@ class Exchange:
                 if delay is None or not request.is_read:
                     raise error from error.__cause__
                 failed = str(error)
-            observe(
+            asking.observe(
                 Retrying(
                     url=self.shown_url(request),
                     attempt=asking.attempts,
@@ -340,7 +359,7 @@ class Exchange:
                 )
             )
             if not asking.is_rejected:
-                await (sleep or self.gate.sleep)(delay)
+                await sleep(delay)
 
     async def _believed(
         self, error: AsyncfetchError, asking: _Asking
@@ -702,6 +721,8 @@ class _Asking:
 
     interactive: bool
     impatient: bool
+    started: float
+    """When it was asked, on the monotonic clock."""
     until: float
     """When it is given up, on the monotonic clock."""
     place: int

@@ -137,7 +137,8 @@ class Looker:
         return self.is_up
 
     async def judge(self, *, impatient=False):
-        return await self.absence.judge(self.look, impatient=impatient)
+        with self.absence.asking():
+            return await self.absence.judge(self.look, impatient=impatient)
 
 
 async def judged_after(looker, count, *sent_at):
@@ -148,12 +149,13 @@ async def judged_after(looker, count, *sent_at):
         verdicts.append(await looker.judge())
 
     async with anyio.create_task_group() as group:
-        for _ in range(count):
-            group.start_soon(judge)
-        for one in sent_at:
-            await anyio.wait_all_tasks_blocked()
-            assert not verdicts
-            looker.absence.there(one)
+        with looker.absence.asking():  # what comes is under way
+            for _ in range(count):
+                group.start_soon(judge)
+            for one in sent_at:
+                await anyio.wait_all_tasks_blocked()
+                assert not verdicts
+                looker.absence.there(one)
     return verdicts
 
 
@@ -195,6 +197,28 @@ async def test_where_nothing_else_comes_the_health_is_asked_again(monkeypatch):
     looker.now = 102.0
     assert await looker.judge() is Verdict.PROVED
     assert looker.looks == [100.0, 102.0]
+
+
+async def test_the_last_404_does_not_wait_for_what_cannot_come(monkeypatch):
+    monkeypatch.setattr(_absence, "PATIENCE", 1000.0)
+    monkeypatch.setattr(_absence, "ALONE", 1.0)
+    looker = Looker()
+    assert await looker.judge() is Verdict.PROVED
+    looker.absence.there(101.0)
+    looker.now = 102.0
+    verdicts = []
+
+    async def judge():
+        verdicts.append(await looker.judge())
+
+    async with anyio.create_task_group() as group:
+        with looker.absence.asking():
+            group.start_soon(judge)
+            await anyio.wait_all_tasks_blocked()
+            assert looker.looks == [100.0]
+        # What was under way has failed: nothing else can show how the service is.
+    assert looker.looks == [100.0, 102.0]
+    assert verdicts == [Verdict.PROVED]
 
 
 async def test_an_index_that_lost_most_of_itself_is_refused(archive, api, tmp_path):
