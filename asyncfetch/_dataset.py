@@ -966,7 +966,7 @@ class View:
         return self._ledger.items()
 
     def details(self) -> Iterator[Mapping[str, Any]]:
-        """What was learned beside the rows of each item that is ok, in plan order."""
+        """What was learned beside the rows of each item that is ok, as they ended."""
         with self._still_there():
             yield from self._ledger.details()
 

@@ -85,6 +85,14 @@ RUNS = f"{RECORDS}/runs"
 
 
 GROUP_ITEMS = 8192
+# How items files are read to find something in them: their texts may be kilobytes each,
+# and many files read ahead took 30 MB at the end of a run.
+SMALL_STEPS: dict[str, Any] = {
+    "batch_size": 1024,
+    "batch_readahead": 1,
+    "fragment_readahead": 1,
+    "use_threads": False,
+}
 
 
 PART_ITEMS = 50_000
@@ -782,6 +790,7 @@ class Ledger:
         rows = self.items().to_table(
             columns=["ordinal", "key", "url", "error_class", "error", "fetched_at"],
             filter=pads.field("ordinal").isin(pa.array(ordinals, pa.int64())),
+            **SMALL_STEPS,
         )
         latest: dict[int, FailedItem] = {}
         for row in rows.sort_by("fetched_at").to_pylist():
@@ -819,15 +828,14 @@ class Ledger:
         return rows.num_rows, pc.sum(rows.column("bytes")).as_py() or 0
 
     def details(self) -> Iterator[Mapping[str, Any]]:
-        """What was learned beside the rows of each item that is ok, in plan order."""
-        items = self.items()
-        step = 2 * GROUP_ITEMS  # a header may be kilobytes
-        is_ok = pads.field("outcome").isin(["ok", "unchanged"])
-        for start in range(0, self.next_ordinal, step):
-            near = pads.field("ordinal") >= start
-            near &= pads.field("ordinal") < start + step
-            rows = items.to_table(columns=["ordinal", "detail"], filter=near & is_ok)
-            for text in rows.sort_by("ordinal").column("detail").to_pylist():
+        """What was learned beside the rows of each item that is ok, as they ended."""
+        batches = self.items().to_batches(
+            columns=["detail"],
+            filter=pads.field("outcome").isin(["ok", "unchanged"]),
+            **SMALL_STEPS,
+        )
+        for batch in batches:
+            for text in batch.column("detail").to_pylist():
                 yield msgspec.json.decode(text) if text else {}
 
 
