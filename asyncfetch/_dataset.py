@@ -71,8 +71,9 @@ from asyncfetch._names import Names
 from asyncfetch._store import RECORDS, LocalStore, Lock, Staging, crash_point
 from asyncfetch.errors import DatasetError
 
-# Small enough for a reader's cache and our memory, large enough to compress well.
-GROUP_ROWS = 128 * 1024
+# Small enough for a reader's cache and our memory, large enough to compress well. With
+# twice as many, 20 000 traces took 231 to 234 MB at their peak, with these 208 to 212.
+GROUP_ROWS = 64 * 1024
 
 
 # What may wait in memory beside the row limit: wide rows, and items without rows.
