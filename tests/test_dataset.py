@@ -399,13 +399,13 @@ def test_row_leads_back_to_the_item_it_came_from(complete: Path) -> None:
         view.source_of(path.name, 10**6)
 
 
-def test_details_come_in_plan_order(open_writer: OpenWriter) -> None:
+def test_details_come_as_the_items_ended(open_writer: OpenWriter) -> None:
     writer = open_writer()
     planned = writer.freeze(block(0, 4, last=True))
     for one in reversed(planned):
         writer.add(result_of(one, detail={"n": one.ordinal} if one.ordinal else {}))
         writer.seal()
-    assert list(writer.details()) == [{}, {"n": 1}, {"n": 2}, {"n": 3}]
+    assert list(writer.details()) == [{"n": 3}, {"n": 2}, {"n": 1}, {}]
 
 
 # --- rows -----------------------------------------------------------------------------

@@ -91,7 +91,9 @@ def gathered(details: Iterable[Mapping[str, Any]]) -> tuple[list[_Paper], Counte
                 paper = papers.setdefault(
                     (doi.lower() or "", "" if doi else pmid), _Paper()
                 )
-                paper.doi, paper.pmid = paper.doi or doi, paper.pmid or pmid
+                # Of several spellings the same one, in whatever order they come.
+                paper.doi = min(paper.doi or doi, doi)
+                paper.pmid = min(paper.pmid or pmid, pmid or paper.pmid)
                 paper.archives[archive] += count
             if not dois and not pmids:
                 without[archive] += count
