@@ -293,6 +293,7 @@ class Pace:
         self._failed_at = -math.inf
         self._back = FIRST_PAUSE
         self._burst = 0
+        self._span = 0.0  # seconds that a window was last seen to be closed
         # hiccups
         self._streak = 0
         self._hiccups = 0.0
@@ -436,7 +437,8 @@ class Pace:
             self._looks += 1
             self._failed_at = self._episode_at = now
             growth = 2 if self._back < FAST_PAUSE else 1.5
-            self._back = min(LONGEST_PAUSE, growth * self._back)
+            # One that closes a window for long has most likely done so again.
+            self._back = min(LONGEST_PAUSE, max(growth * self._back, self._span / 6))
             wait = self._pause() if wait is None else wait
         elif self.flight.was_one_too_many(crowd):
             pass
@@ -526,10 +528,12 @@ class Pace:
         whole = self._sure / cycle
         self._reach = 0.0
         is_long = self._looks > 1 or waited > WINDOW
+        self._span /= 2
         if is_long and waited > 0.3 * cycle and self._sure > 2:
             # It counts in windows, and a whole one was seen. The next began at some
             # time between the last two looks.
             self.granted = whole
+            self._span = waited
             unsure = cycle / max(self._failed_at - self._recovered_at, 1e-3)
             self._reach = min(4.0, unsure) * whole
             self._step = min(0.1, max(0.01, (unsure - 1) / 4))
