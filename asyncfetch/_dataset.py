@@ -778,15 +778,15 @@ def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def _size(batch: pa.RecordBatch) -> int:
-    """Bytes of its rows, without dictionaries: those are names, and few.
+    """Bytes of its rows, or somewhat more.
 
-    Its buffers may hold the rows of other items as well. ``nbytes`` knows that, and
-    takes five times as long.
+    Buffers of numbers may hold the rows of other items as well, and are not counted as
+    a whole. Dictionaries hold names, which are few. ``nbytes`` takes five times as long.
     """
     try:
         bits = sum(kind.bit_width for kind in batch.schema.types)
-    except ValueError:  # a column of text or lists
-        return int(batch.nbytes)
+    except ValueError:  # a column of text or lists: those are no item's but its own
+        return int(batch.get_total_buffer_size())
     return int(batch.num_rows * bits // 8)
 
 
