@@ -781,7 +781,7 @@ def _size(batch: pa.RecordBatch) -> int:
     """Bytes of its rows, or somewhat more.
 
     Buffers of numbers may hold the rows of other items as well, and are not counted as
-    a whole. Dictionaries hold names, which are few. ``nbytes`` takes five times as long.
+    a whole. Dictionaries hold names, and few. ``nbytes`` takes five times as long.
     """
     try:
         bits = sum(kind.bit_width for kind in batch.schema.types)

@@ -39,9 +39,9 @@ SPOKEN = 64
 SLOW = math.log(0.3)
 USED = 0.96  # share of the learned rate that is used; of one learned from little:
 USED_EARLY = 0.94
-STEP = 20  # accepted answers between two steps upward, and more where bursts are large
+STEP = 18  # accepted answers between two steps upward, and more where bursts are large
 LARGEST_STEP = 100
-HOLD = 80  # accepted answers that pay for one rejection before steps begin
+HOLD = 40  # accepted answers that pay for one rejection before steps begin
 USED_REMEMBERED = 0.98  # of one that has proved itself
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
@@ -571,8 +571,8 @@ class Pace:
             self.rate *= 1 + self._step
             if self.rate > self.granted:
                 # Far above what it was, the host must have been given more.
-                widest = 0.1 if self.rate < 1.3 * self.granted else 0.15
-                self._step = min(widest, 2 * self._step)
+                widest = 0.1 if self.rate < 1.3 * self.granted else 0.25
+                self._step = min(widest, 3 * self._step)
         self._pressed = False
         self._climbed = True
         if self.rate > 1.1 * self._marked_rate:
