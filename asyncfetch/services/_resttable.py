@@ -159,7 +159,7 @@ class RestSource:
             style = guessed(page) or Style.parse("none")
             logger.info(
                 "%s: records at %s; pages by %s",
-                self.target.partition("?")[0],
+                self.base_url + self.target.partition("?")[0],
                 where or "the top",
                 style,
             )

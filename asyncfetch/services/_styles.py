@@ -64,22 +64,21 @@ _CURSORS_AT = {
     "next_page_token": "page_token",
 }
 _TOTALS_AT = (
-    "count",
     "total",
     "totalCount",
     "total_count",
     "totalElements",
     "page.totalElements",
     "meta.total",
-    "meta.count",
     "meta.total_count",
     "meta.pagination.total",
     "pagination.total",
-    "info.count",
     "hits.total",
     "hits.total.value",
     "@odata.count",
 )
+# The same, or how many records the page itself has.
+_COUNTS_AT = ("count", "meta.count", "info.count")
 _PAGES_AT = (
     "totalPages",
     "total_pages",
@@ -172,13 +171,23 @@ class Page:
     @property
     def total(self) -> int | None:
         """Records that the service says there are; a hint."""
+        total = self.sure_total
+        return _number(self.body, _COUNTS_AT) if total is None else total
+
+    @property
+    def sure_total(self) -> int | None:
+        """The same, where it cannot be the number of this page's own records."""
         found = _CONTENT_RANGE.fullmatch(self.head.get("content-range", "").strip())
         if found is not None and found[4] != "*":
             return int(found[4])
         text = self.head.get("x-total-count", "").strip()
         if text.isascii() and text.isdigit():
             return int(text)
-        return _number(self.body, _TOTALS_AT)
+        total = _number(self.body, _TOTALS_AT)
+        if total is not None:
+            return total
+        count = _number(self.body, _COUNTS_AT)
+        return count if count is not None and count > len(self.records) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,8 +325,7 @@ def following(
         later = place.after(page, target, asked)
     except (DecodeError, IntegrityError) as error:
         return error
-    total = _trusted(page)
-    is_promised = not style.may_end_absent or (total or 0) > later.seen
+    is_promised = not style.may_end_absent or (page.sure_total or 0) > later.seen
     return replace(later, is_promised=is_promised)
 
 
@@ -454,14 +462,7 @@ def _is_end(page: Page, end: int) -> bool:
     """Whether a list ends at *end*, by what the page says beside its records."""
     if isinstance(page.body, Mapping) and "next" in page.body:
         return not page.body["next"]
-    total = _trusted(page)
-    return total is not None and end >= total
-
-
-def _trusted(page: Page) -> int | None:
-    """The total, where it cannot be the number of this page's own records."""
-    total = page.total
-    return total if total is not None and total > len(page.records) else None
+    return page.sure_total is not None and end >= page.sure_total
 
 
 # --- which style it is ----------------------------------------------------------------
