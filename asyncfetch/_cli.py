@@ -460,7 +460,7 @@ def show(
         _draw(rows, plot)
         return
     if wanted and isinstance(rows, list):
-        if found.description.takes_any:
+        if found.description.takes_any and rows:
             _check_columns(
                 table, wanted, dict.fromkeys(key for row in rows for key in row)
             )
@@ -1037,6 +1037,11 @@ def status(
     )
     print(f"{plan.service}/{plan.table} {words}".rstrip())
     print(f"from {plan.base_url}")
+    if plan.notes is not None:
+        told = [
+            f"{name} {plan.notes.get(name) or '-'}" for name in ("records", "paging")
+        ]
+        print(f"as the first answer showed: {', '.join(told)}")
     known = "" if state.plan_complete else " so far; the plan is not complete"
     print(f"items: {state.planned:,}{known}")
     for outcome, count in state.items.items():

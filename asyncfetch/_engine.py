@@ -329,7 +329,7 @@ async def settled(
     question = source.question
     answer: Answer[LearningSource] = await plan.exchange.ask(
         question,
-        lambda chunks, response: source.taught(chunks, response.headers),
+        source.taught,
         interactive=interactive,
         impatient=True,  # a wrong URL or a server that is not there is said soon
         observe=observe,
@@ -433,7 +433,6 @@ class Run:
         slots = plan.exchange.gate.concurrency
         spare = SPARE_WORKERS
         self._performing = 0
-        self._is_chain = isinstance(plan.source, ChainSource)
         self._together: Together | None = None
         if isinstance(plan.source, BulkSource) and not as_records:
             spare = MOST
@@ -500,7 +499,7 @@ class Run:
                 Planned(
                     items=self._journal.planned,
                     ended=self._journal.ended,
-                    complete=not self._journal.wants_more and not self._is_chain,
+                    complete=self._is_known,
                 )
             )
             await self._feed_pending()
@@ -511,6 +510,16 @@ class Run:
                     return
                 self._settled = anyio.Event()
                 await self._settled.wait()
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether there will be no more items than those that are planned."""
+        journal, source = self._journal, self._plan.source
+        if journal.wants_more:
+            return False
+        if not isinstance(source, ChainSource) or journal.planned == journal.ended:
+            return True
+        return source.expected is not None and journal.planned >= source.expected
 
     async def _feed_pending(self) -> None:
         blocks = self._journal.pending()
@@ -534,7 +543,7 @@ class Run:
                     Planned(
                         items=journal.planned,
                         ended=journal.ended,
-                        complete=not journal.wants_more and not self._is_chain,
+                        complete=self._is_known,
                     )
                 )
                 await self._feed_items(items)
@@ -697,7 +706,7 @@ class Run:
         source = self._plan.source
         if isinstance(source, HeadedSource):
             return source.decode_headed(
-                item, chunks, response.headers, as_records=self._as_records
+                item, chunks, response, as_records=self._as_records
             )
         if self._together is None or not response.body.is_small:
             return self._decode_alone(item, chunks)

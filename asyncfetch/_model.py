@@ -305,11 +305,11 @@ class HeadedSource(Source, Protocol):
         self,
         item: Item,
         chunks: Iterator[bytes],
-        head: Mapping[str, str],
+        head: Response,
         *,
         as_records: bool,
     ) -> Decoded:
-        """As :meth:`Source.decode`, with the headers of the answer."""
+        """As :meth:`Source.decode`, with headers and URL of the answer."""
 
 
 @runtime_checkable
@@ -324,7 +324,7 @@ class LearningSource(Source, Protocol):
     def question(self) -> Request:
         """What teaches it: the request of its first item."""
 
-    def taught(self, chunks: Iterator[bytes], head: Mapping[str, str]) -> Self:
+    def taught(self, chunks: Iterator[bytes], head: Response) -> Self:
         """The source that knows its columns, by the answer to its question."""
 
     def knowing(self, notes: Mapping[str, Json]) -> Self:

@@ -231,6 +231,7 @@ def test_a_way_on_that_is_none_is_said(style, body, head, expected):
         ([], {"link": '<https://host/api/i?_page=2>; rel="next"'}, "link"),
         ({"count": 9, "next": "http://h/api/i?page=2"}, {}, "next"),
         ({"next_url": "/api/i?_next=3", "next": "3"}, {}, "next:at=next_url"),
+        ({"next": "items?start=10"}, {}, "next"),
         ({"links": {"next": {"href": "?p=2"}}}, {}, "next:at=links.next"),
         ({"@odata.nextLink": "https://h/api/i?$skip=2"}, {}, "next:at=@odata.nextLink"),
         ({"_links": {"next": {"href": "/x{?page}"}}, "page": {}}, {}, "hal"),

@@ -14,13 +14,22 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from asyncfetch import _engine
 from asyncfetch._auth import is_secret_name
 from asyncfetch._decode import EXTRA, INSTANT, JSON, batch_of, document, whole
-from asyncfetch._model import Block, Decoded, Enumeration, Item, Json, Request
+from asyncfetch._model import (
+    Block,
+    Decoded,
+    Enumeration,
+    Item,
+    Json,
+    Request,
+    Response,
+)
 from asyncfetch._threads import in_thread
 from asyncfetch.errors import AsyncfetchError, ConfigurationError, DecodeError
 from asyncfetch.services._paging import NextLinks, Params, path_of, with_query
@@ -138,7 +147,7 @@ class RestSource:
             return Place(target=self.target)
         return Style.parse(self.paging).first(self.target)
 
-    def taught(self, chunks: Iterator[bytes], head: Mapping[str, str]) -> Self:
+    def taught(self, chunks: Iterator[bytes], head: Response) -> Self:
         """The source that knows its columns, by its first page.
 
         Raises
@@ -148,12 +157,12 @@ class RestSource:
         DecodeError
             They are no objects.
         """
-        body = _document(chunks, head)
+        body = _document(chunks, head.headers)
         where = (
             records_path(body, self.target) if self.records is None else (self.records)
         )
         records = _records(body, where)
-        page = Page(records=records, body=body, head=_joined(head))
+        page = self._page(records, body, head)
         style = None if self.paging is None else Style.parse(self.paging)
         if style is None:
             style = guessed(page) or Style.parse("none")
@@ -218,14 +227,14 @@ class RestSource:
     def decode(
         self, item: Item, chunks: Iterator[bytes], *, as_records: bool
     ) -> Decoded:
-        """As :meth:`decode_headed`, of an answer without headers."""
-        return self.decode_headed(item, chunks, {}, as_records=as_records)
+        """Never called: see :meth:`decode_headed`."""
+        raise NotImplementedError
 
     def decode_headed(
         self,
         item: Item,
         chunks: Iterator[bytes],
-        head: Mapping[str, str],
+        head: Response,
         *,
         as_records: bool,
     ) -> Decoded:
@@ -235,14 +244,14 @@ class RestSource:
         its own that fails, and takes no row away.
         """
         assert self.notes is not None
-        body = _document(chunks, head)
+        body = _document(chunks, head.headers)
         style = Style.parse(self.notes["paging"])
         request, number = item.request, item.context["page"]
         place = Place.from_json(request.target, request.range, item.context)
         # Where a cursor leads on, a page of nothing may lack its list.
         is_lax = number > 1 and style.kind == "cursor"
         records = _records(body, self.notes["records"], is_lax=is_lax)
-        page = Page(records=records, body=body, head=_joined(head))
+        page = self._page(records, body, head)
         place.check(page)
         links = NextLinks(self.base_url, leave_out=self.leave_out)
         later = following(style, place, page, links)
@@ -258,6 +267,13 @@ class RestSource:
             follow_up = (self._item(later),)
         found = self._decoded(records, as_records=as_records)
         return replace(found, detail=detail, follow_up=follow_up)
+
+    def _page(self, records: list[Any], body: Any, head: Response) -> Page:
+        """What an answer holds, and where redirects led to in the end."""
+        path = urlsplit(head.url).path.removeprefix(urlsplit(self.base_url).path)
+        return Page(
+            records=records, body=body, head=_joined(head.headers), path=path or None
+        )
 
     def _decoded(self, records: list[Any], *, as_records: bool) -> Decoded:
         if as_records:

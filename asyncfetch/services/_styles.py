@@ -74,7 +74,6 @@ _TOTALS_AT = (
     "meta.pagination.total",
     "pagination.total",
     "hits.total",
-    "hits.total.value",
     "@odata.count",
 )
 # The same, or how many records the page itself has.
@@ -89,6 +88,8 @@ _PAGES_AT = (
     "meta.last_page",
 )
 _CONTENT_RANGE = re.compile(r"(?:(\w+) )?(?:(\d+)-(\d+)|\*)/(\d+|\*)", re.ASCII)
+# What is a link and no cursor.
+_IS_LINK = re.compile(r"https?://|[/?]|[^\s?]+\?[^\s=]+=")
 # The form that RFC 6570 gives to parameters that may be added to a link.
 _TEMPLATE = re.compile(r"\{[?&][^}]*\}")
 # Pages that are remembered one by one; of earlier ones, those whose number is a power
@@ -167,6 +168,8 @@ class Page:
     body: Any
     head: Mapping[str, str]
     """Names in lower case; what came repeatedly is joined with commas."""
+    path: str | None = None
+    """Where the answer came from below the base URL, if not from where it was asked."""
 
     @property
     def total(self) -> int | None:
@@ -356,22 +359,23 @@ def _by_link(style: Style, place: Place, page: Page, links: NextLinks) -> _Next:
     link = at(page.body, style.names["at"])
     if isinstance(link, Mapping):
         link = link.get("href")
-    return _linked(place, link, links)
+    return _linked(place, page, link, links)
 
 
-def _linked(place: Place, link: object, links: NextLinks) -> _Next:
+def _linked(place: Place, page: Page, link: object, links: NextLinks) -> _Next:
     if link is None or link == "" or link is False:
         return None
     if isinstance(link, str):
         link = _TEMPLATE.sub("", link)
-    return links.target(place.target, link), None
+    # A relative link begins where redirects have led to (RFC 3986, 5.1.3).
+    return links.target(page.path or place.target, link), None
 
 
 def _by_hal(style: Style, place: Place, page: Page, links: NextLinks) -> _Next:
     """By the number of the page where there is one: links may be templates."""
     number, pages = at(page.body, "page.number"), at(page.body, "page.totalPages")
     if type(number) is not int or type(pages) is not int:
-        return _linked(place, at(page.body, "_links.next.href"), links)
+        return _linked(place, page, at(page.body, "_links.next.href"), links)
     asked = _whole(param_of(place.target, style.names["param"]))
     if asked is not None and asked != number:
         raise _final(
@@ -421,7 +425,7 @@ def _by_key(style: Style, place: Place, page: Page, _links: NextLinks) -> _Next:
 
 
 def _by_header(_style: Style, place: Place, page: Page, links: NextLinks) -> _Next:
-    return _linked(place, next_of(page.head.get("link", "")), links)
+    return _linked(place, page, next_of(page.head.get("link", "")), links)
 
 
 def _by_range(style: Style, place: Place, page: Page, _links: NextLinks) -> _Next:
@@ -478,7 +482,7 @@ def guessed(page: Page) -> Style | None:
     for where in _LINKS_AT:
         link = at(page.body, where)
         link = link.get("href") if isinstance(link, Mapping) else link
-        if isinstance(link, str) and re.match(r"https?://|[/?]", link.strip()):
+        if isinstance(link, str) and _IS_LINK.match(link.strip()):
             return Style.parse(f"next:at={where}")
     for where, param in _CURSORS_AT.items():
         cursor = at(page.body, where)

@@ -346,7 +346,7 @@ class Rest(Client):
 
     def table(
         self,
-        name: str,
+        path: str,
         *,
         records: str | None = None,
         paging: str | None = None,
@@ -359,8 +359,8 @@ class Rest(Client):
 
         Parameters
         ----------
-        name
-            The path, below the base URL; a query in it stays.
+        path
+            Below the base URL, or a URL on its host. A query in it stays.
         records
             Where the records are in an answer: ``results``, ``hits.hits``, or an empty
             text for all of it. By default the only list of objects that there is, or
@@ -400,7 +400,7 @@ class Rest(Client):
         """
         return RestTable(
             self,
-            self._target(name),
+            self._target(path),
             records=records,
             paging=paging,
             key=key,

@@ -1,5 +1,6 @@
 """Lists of any REST API: their pages, types and datasets, over real sockets."""
 
+import datetime as dt
 import json
 import logging
 import os
@@ -15,10 +16,15 @@ from urllib.parse import parse_qs, quote, urlsplit
 import anyio
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import asyncfetch
 from asyncfetch import _cli
+from asyncfetch._decode import JSON
+from asyncfetch._model import Response
 from asyncfetch._verify import verify
+from asyncfetch.services._resttable import RestSource
 from tests.conftest import Impatient, look
 
 pytestmark = pytest.mark.anyio
@@ -106,6 +112,12 @@ class Api:
     def api_astray(self, query, _):
         """As behind a proxy: the scheme and the host are another one's."""
         return self._linked(query, "https://inside.example/api/astray?start={}")
+
+    def api_moved(self, _query, _):
+        return 302, {"Location": "/api/lists/v2"}, ""
+
+    def api_lists_v2(self, query, _):
+        return self._linked(query, "v2?start={}")
 
     def api_circle(self, query, _):
         """The last page leads to the second one."""
@@ -274,6 +286,7 @@ STYLES = [
     pytest.param("next", None, 3, id="next, absolute"),
     pytest.param("relative", None, 3, id="next, relative"),
     pytest.param("astray", None, 3, id="next, of another host"),
+    pytest.param("moved", None, 4, id="next, relative to a redirect"),
     pytest.param("cursor", None, 3, id="cursor"),
     pytest.param("keyset", "keyset:param=after_id", 4, id="keyset"),
     pytest.param("link", None, 3, id="link"),
@@ -498,6 +511,64 @@ async def test_a_dataset_has_the_columns_of_its_first_page_and_loses_nothing(
     )["id"].to_pylist() == [1, 2, None, None]
 
 
+TEXTS = st.text(max_size=8) | st.sampled_from(
+    ["2020-01-01T00:00:00Z", "1999-12-31T23:59:59.123456+05:30", "2020-01-01"]
+)
+NUMBERS = st.integers(-9, 9) | st.integers() | st.floats(allow_nan=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+RECORDS = st.lists(
+    st.dictionaries(st.sampled_from(["a", "b", "extra", ""]), VALUES), max_size=4
+)
+
+
+@given(pages=st.lists(RECORDS, min_size=1, max_size=3))
+def test_rows_hold_all_that_was_sent_whatever_comes_later(pages):
+    head = Response(status=200, headers={}, url="https://host/x", body=None)
+
+    def chunks(page):
+        return iter([json.dumps(page).encode()])
+
+    source = RestSource(target="/x", base_url="https://host", paging="none")
+    source = source.taught(chunks(pages[0]), head)
+    (block,) = source.enumerate(None)
+    for page in pages:
+        found = source.decode_headed(
+            block.items[0], chunks(page), head, as_records=False
+        )
+        (batch,) = found.batches
+        assert batch.schema == source.schema
+        assert batch.num_rows == len(page)
+        columns = {
+            field.name: [
+                one if one is None or field.type != JSON else json.loads(one)
+                for one in (
+                    values.cast(pa.string()) if field.type == JSON else values
+                ).to_pylist()
+            ]
+            for field, values in zip(batch.schema, batch.columns, strict=True)
+        }
+        for place, record in enumerate(page):
+            row = {name: values[place] for name, values in columns.items()}
+            rest = row.pop("extra") or {}
+            assert not {name for name in rest if row.get(name) is not None}
+            held = {
+                name: one for name, one in {**row, **rest}.items() if one is not None
+            }
+            sent = {name: one for name, one in record.items() if one is not None}
+            for name, one in held.items():
+                if isinstance(one, dt.datetime):
+                    sent[name] = dt.datetime.fromisoformat(sent[name])
+                assert isinstance(one, bool) == isinstance(sent[name], bool)
+            assert held == sent
+
+
 async def test_types_may_be_given(api, tmp_path):
     schema = {"id": "int64", "v": float, "x": "string", "new": "json"}
     async with client(api) as rest:
@@ -613,13 +684,24 @@ def test_a_url_is_fetched_and_gone_on_with(api, run, tmp_path):
     said = run("status", dest)
     assert "rest/api/next params=a=1 --key=id" in said
     assert "rows: 20" in said
+    assert "records results, paging next" in said
     assert "25 rows" in run(*words)
     assert len(api.log) == 3
     assert "25 rows of 3 items" in run("verify", dest)
-    assert "nothing left to ask" in run(*words)
+    said = run(*words)
+    assert "3 pages, 3 of them there" in said
+    assert "nothing left to ask" in said
     assert len(api.log) == 3
     said = run(*words[:2], "a=2", *words[3:], status=2)
     assert "filter params" in said
+
+
+def test_what_cannot_be_counted_is_said_to_be_more(api, run, tmp_path):
+    words = ("fetch", f"{api.url}/api/cursor", "-o", str(tmp_path / "d"), "--dry-run")
+    assert "1 and more pages" in run(*words)
+    assert json.loads(run(*words, "--json"))["is_open"]
+    words = ("fetch", f"{api.url}/api/one", "-o", str(tmp_path / "d"))
+    assert "one: 1 pages" in run(*words)
 
 
 def test_a_page_that_failed_is_retried(api, run, tmp_path, monkeypatch):
