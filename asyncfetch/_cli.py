@@ -998,9 +998,10 @@ def _dry_run(
     more = " and more" if found.is_open else ""
     print(f"{plan.name}: {found.items:,}{more} {description.item}")
     print(f"already there: {found.already_there:,} items")
+    least = "at least " if found.is_open else ""
     print(
-        f"requests: {found.requests:,}; about {found.bytes / 1e6:,.1f} MB as sent, "
-        f"going by {found.bytes_basis}"
+        f"requests: {least}{found.requests:,}; about {found.bytes / 1e6:,.1f} MB "
+        f"as sent, going by {found.bytes_basis}"
     )
     pace = [f"at {found.rate:g} requests/s"] if found.rate else ["without a rate limit"]
     pace.append(f"{found.concurrency} connections")
@@ -1038,10 +1039,8 @@ def status(
     print(f"{plan.service}/{plan.table} {words}".rstrip())
     print(f"from {plan.base_url}")
     if plan.notes is not None:
-        told = [
-            f"{name} {plan.notes.get(name) or '-'}" for name in ("records", "paging")
-        ]
-        print(f"as the first answer showed: {', '.join(told)}")
+        where = plan.notes.get("records") or "the answer itself"
+        print(f"records: {where}; pages: {plan.notes.get('paging')}")
     known = "" if state.plan_complete else " so far; the plan is not complete"
     print(f"items: {state.planned:,}{known}")
     for outcome, count in state.items.items():

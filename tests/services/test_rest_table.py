@@ -684,7 +684,7 @@ def test_a_url_is_fetched_and_gone_on_with(api, run, tmp_path):
     said = run("status", dest)
     assert "rest/api/next params=a=1 --key=id" in said
     assert "rows: 20" in said
-    assert "records results, paging next" in said
+    assert "records: results; pages: next" in said
     assert "25 rows" in run(*words)
     assert len(api.log) == 3
     assert "25 rows of 3 items" in run("verify", dest)
@@ -698,7 +698,9 @@ def test_a_url_is_fetched_and_gone_on_with(api, run, tmp_path):
 
 def test_what_cannot_be_counted_is_said_to_be_more(api, run, tmp_path):
     words = ("fetch", f"{api.url}/api/cursor", "-o", str(tmp_path / "d"), "--dry-run")
-    assert "1 and more pages" in run(*words)
+    said = run(*words)
+    assert "1 and more pages" in said
+    assert "requests: at least 1;" in said
     assert json.loads(run(*words, "--json"))["is_open"]
     words = ("fetch", f"{api.url}/api/one", "-o", str(tmp_path / "d"))
     assert "one: 1 pages" in run(*words)
