@@ -158,14 +158,15 @@ class RestSource:
             They are no objects.
         """
         body = _document(chunks, head.headers)
-        where = (
-            records_path(body, self.target) if self.records is None else (self.records)
-        )
+        where = self.records
+        if where is None:
+            where = records_path(body, self.target)
         records = _records(body, where)
         page = self._page(records, body, head)
         style = None if self.paging is None else Style.parse(self.paging)
         if style is None:
-            style = guessed(page) or Style.parse("none")
+            is_list = isinstance(at(body, where), list)
+            style = (guessed(page) if is_list else None) or Style.parse("none")
             logger.info(
                 "%s: records at %s; pages by %s",
                 self.base_url + self.target.partition("?")[0],
@@ -261,7 +262,7 @@ class RestSource:
         follow_up: tuple[Item, ...] = ()
         if isinstance(later, AsyncfetchError):
             follow_up = (_refused(number + 1, request, str(later)),)
-        elif later is not None and number == self.limit:
+        elif later is not None and self.limit is not None and number >= self.limit:
             detail["more"] = _as_json(self._item(later))
         elif later is not None:
             follow_up = (self._item(later),)
@@ -270,9 +271,12 @@ class RestSource:
 
     def _page(self, records: list[Any], body: Any, head: Response) -> Page:
         """What an answer holds, and where redirects led to in the end."""
-        path = urlsplit(head.url).path.removeprefix(urlsplit(self.base_url).path)
+        path, base = urlsplit(head.url).path, urlsplit(self.base_url).path
         return Page(
-            records=records, body=body, head=_joined(head.headers), path=path or None
+            records=records,
+            body=body,
+            head=_joined(head.headers),
+            path=path.removeprefix(base) if path.startswith(f"{base}/") else None,
         )
 
     def _decoded(self, records: list[Any], *, as_records: bool) -> Decoded:
@@ -413,8 +417,8 @@ def _records(body: Any, where: str, *, is_lax: bool = False) -> list[Any]:
         There are none.
     """
     found = at(body, where)
-    if found is None and is_lax:
-        return []
+    if (found is None and is_lax) or at(body, "page.totalElements") == 0:
+        return []  # where nothing is embedded, HAL has no list
     if isinstance(found, Mapping):
         return [found]
     place = f"$.{where}".rstrip(".")

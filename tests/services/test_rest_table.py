@@ -60,7 +60,7 @@ class Api:
         query = {name: one[-1] for name, one in parse_qs(parts.query).items()}
         if self.broken[target] > 0:
             self.broken[target] -= 1
-            return 500, {}, {"detail": "no"}
+            return 400, {}, {"detail": "no"}
         return getattr(self, parts.path.strip("/").replace("/", "_"))(query, headers)
 
     def api_offset(self, query, _):
@@ -199,6 +199,12 @@ class Api:
 
     def api_one(self, _query, _):
         return 200, {}, {"version": "1.2", "ok": True, "tags": ["a"]}
+
+    def api_hal_empty(self, _query, _):
+        return 200, {}, {"_links": {"self": {}}, "page": {"totalElements": 0}}
+
+    def api_item(self, _query, _):
+        return 200, {}, {"id": 5, "next": "/api/item?id=6", "of": {"x": 1}}
 
     def api_words(self, _query, _):
         return 200, {}, ["a", "b"]
@@ -347,6 +353,21 @@ async def test_a_limit_asks_for_no_more(api):
         assert rows == [10, 10, 5]
 
 
+async def test_a_lower_limit_holds_for_what_is_gone_on_with(api, tmp_path):
+    api.count = 95
+    async with client(api) as rest:
+        table = rest.table("next")
+        api.broken["/api/next?start=20&x=%2F"] = 99
+        await asyncfetch.download(table.plan(), tmp_path / "d")
+        api.broken.clear()
+        for limit, rows in ((3, 30), (5, 50), (5, 50), (None, 95), (None, 95)):
+            api.log.clear()
+            report = await asyncfetch.download(table.plan(limit=limit), tmp_path / "d")
+            assert report.rows == rows
+    assert report.shortfall is None
+    assert api.log == []
+
+
 async def test_a_circle_is_an_error_and_the_rows_before_it_stay(api, tmp_path):
     async with client(api) as rest:
         table = rest.table("circle", key="id")
@@ -425,11 +446,14 @@ async def test_a_page_that_is_lost_although_there_is_more_has_failed(api, tmp_pa
         ("empty", None, 0),
         ("one", None, 1),
         ("next", "", 1),
+        ("hal/empty", None, 0),
+        ("item", None, 1),
     ],
 )
 async def test_records_are_found(api, path, records, count):
     async with client(api) as rest:
-        table = rest.table(path, records=records, paging="none")
+        paging = None if path == "item" else "none"
+        table = rest.table(path, records=records, paging=paging)
         assert len(await table.get()) == count
         frame = await table.get(output_type="df")
     assert len(frame) == count
@@ -706,13 +730,11 @@ def test_what_cannot_be_counted_is_said_to_be_more(api, run, tmp_path):
     assert "one: 1 pages" in run(*words)
 
 
-def test_a_page_that_failed_is_retried(api, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("asyncfetch._exchange.is_transient", lambda _: False)
-    monkeypatch.setattr("asyncfetch._retry.is_transient", lambda _: False)
+def test_a_page_that_failed_is_retried(api, run, tmp_path):
     dest = str(tmp_path / "d")
     api.broken["/api/next?start=10&x=%2F"] = 1
     run("fetch", f"{api.url}/api/next", "-o", dest, status=1)
-    assert "500" in run("status", dest, "--failed")
+    assert "400" in run("status", dest, "--failed")
     api.log.clear()
     run("retry", dest)
     assert api.log == ["/api/next?start=10&x=%2F", "/api/next?start=20&x=%2F"]
