@@ -433,6 +433,8 @@ class Run:
         slots = plan.exchange.gate.concurrency
         spare = SPARE_WORKERS
         self._performing = 0
+        # Looked up once: this takes microseconds, of which a small item has few.
+        self._headed = plan.source if isinstance(plan.source, HeadedSource) else None
         self._together: Together | None = None
         if isinstance(plan.source, BulkSource) and not as_records:
             spare = MOST
@@ -703,9 +705,8 @@ class Run:
     def _decode(
         self, item: Item, chunks: Iterator[bytes], response: Response
     ) -> Decoded | Awaitable[Decoded]:
-        source = self._plan.source
-        if isinstance(source, HeadedSource):
-            return source.decode_headed(
+        if self._headed is not None:
+            return self._headed.decode_headed(
                 item, chunks, response, as_records=self._as_records
             )
         if self._together is None or not response.body.is_small:

@@ -712,6 +712,8 @@ def test_a_url_is_fetched_and_gone_on_with(api, run, tmp_path):
     assert "25 rows" in run(*words)
     assert len(api.log) == 3
     assert "25 rows of 3 items" in run("verify", dest)
+    assert "there were 2 parts" in run("compact", dest)
+    assert "25 rows of 3 items in 1 parts" in run("verify", dest)
     said = run(*words)
     assert "3 pages, 3 of them there" in said
     assert "nothing left to ask" in said
