@@ -294,6 +294,11 @@ def lifetime(jwt: str) -> float:
     return seconds if seconds > 0 else math.inf
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether a query parameter of that name is a secret, wherever it comes from."""
+    return re.fullmatch(_BY_NAME, name, re.IGNORECASE) is not None
+
+
 def hide(text: str, secrets: Iterable[str] = ()) -> str:
     """*text* with every secret in it replaced by ``***``.
 

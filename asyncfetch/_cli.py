@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from asyncfetch._estimate import Estimate
     from asyncfetch._model import Event, Planned, Report
     from asyncfetch._verify import Problem
-    from asyncfetch.services._table import Client, Description, Filter
+    from asyncfetch.services._table import Client, Description, Filter, Table
 
 OK, FAILED_ITEMS, USAGE, CANNOT_GO_ON, INTERRUPTED = 0, 1, 2, 3, 130
 DRAIN_SECONDS = 30.0
@@ -85,6 +85,31 @@ Concurrency = Annotated[
 Contact = Annotated[
     str | None,
     typer.Option("--contact", help="Your mail address, for the service's operators."),
+]
+Records = Annotated[
+    str | None,
+    typer.Option("--records", metavar="PATH", help="Of a URL: where its records are."),
+]
+Paging = Annotated[
+    str | None,
+    typer.Option(
+        "--paging",
+        metavar="STYLE",
+        help="Of a URL: offset, page, page0, next, cursor, keyset, link, range, hal, "
+        "none. [default: what the first page shows]",
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", metavar="FIELD", help="Of a URL: a field that is unique."),
+]
+BearerEnv = Annotated[
+    str | None,
+    typer.Option(
+        "--bearer-env",
+        metavar="NAME",
+        help="Of a URL: the environment variable that holds its token.",
+    ),
 ]
 Drain = Annotated[
     float,
@@ -184,11 +209,67 @@ def _open(name: str, base_url: str | None, **options: Any) -> tuple[Client, str]
     return client, table
 
 
+def _open_table(
+    name: str, base_url: str | None, about: Mapping[str, str | None], **options: Any
+) -> tuple[Client, Table]:
+    """Client and table of ``service/table``, or of a URL of any REST API.
+
+    Parameters
+    ----------
+    about
+        What can be said of a URL: ``records``, ``paging``, ``key``, ``bearer_env``.
+    """
+    if not _is_url(name):
+        for option, value in about.items():
+            if value is not None:
+                raise ConfigurationError(
+                    f"expected a URL for --{option.replace('_', '-')}, got {name}"
+                )
+        client, name = _open(name, base_url, **options)
+        return client, client.table(name)
+    from urllib.parse import urlsplit  # noqa: PLC0415
+
+    parts = urlsplit(name if "://" in name else f"//{name}")
+    scheme = f"{parts.scheme}://" if parts.scheme else ""
+    there = parts._replace(scheme="", netloc="", fragment="").geturl()
+    return _open_rest(there, base_url or f"{scheme}{parts.netloc}", about, **options)
+
+
+def _is_url(name: str) -> bool:
+    """Whether a name is no service's: it has a scheme, or begins with a host."""
+    return "://" in name or not set(".:").isdisjoint(name.partition("/")[0])
+
+
+def _open_rest(
+    name: str, base_url: str, about: Mapping[str, str | None], **options: Any
+) -> tuple[Client, Table]:
+    """A client for any REST API, and a list of it as a table."""
+    from asyncfetch._model import Limits  # noqa: PLC0415
+    from asyncfetch.services.rest import Bearer, Rest  # noqa: PLC0415
+
+    limits = Limits(
+        rate=options.pop("rate", None), concurrency=options.pop("concurrency", None)
+    )
+    bearer_env = about.get("bearer_env")
+    if bearer_env is not None:
+        token = os.environ.get(bearer_env, "")
+        if not token.strip():
+            raise ConfigurationError(
+                "expected a token in the environment variable that --bearer-env names, "
+                f"got nothing in {bearer_env}"
+            )
+        options["auth"] = Bearer(token.strip())
+    client = Rest(base_url, limits=limits, **options)
+    return client, client.table(name, **about)
+
+
 def filters_of(words: list[str] | None, description: Description) -> dict[str, Any]:
     """Filters from ``NAME=VALUE`` words, each typed by its filter.
 
     A NAME that comes again adds to its list.
     """
+    if description.takes_any:
+        return {"params": _parameters(words)}
     filters: dict[str, Any] = {}
     for word in words or ():
         name, sign, text = word.partition("=")
@@ -208,6 +289,23 @@ def filters_of(words: list[str] | None, description: Description) -> dict[str, A
         else:
             raise ConfigurationError(f"{name} takes one value, and it is given twice")
     return filters
+
+
+def _parameters(words: list[str] | None) -> list[tuple[str, Any]]:
+    """Parameters of a query from ``NAME=VALUE`` words; a comma splits nothing."""
+    from asyncfetch.services._table import Filter  # noqa: PLC0415
+
+    pairs = []
+    for word in words or ():
+        name, sign, text = word.partition("=")
+        is_json = name.endswith(":")
+        name = name.removesuffix(":")
+        if not sign or not name:
+            raise ConfigurationError(f"expected NAME=VALUE, got {word!r}")
+        given = text and _value(text, is_json, Filter(name=name, kind=str))
+        value = json.dumps(given) if isinstance(given, dict) else given
+        pairs.append((name, value))
+    return pairs
 
 
 def _value(text: str, is_json: bool, found: Filter) -> Any:
@@ -317,6 +415,10 @@ def show(
     rate: Rate = None,
     concurrency: Concurrency = None,
     contact: Contact = None,
+    records: Records = None,
+    paging: Paging = None,
+    key: Key = None,
+    bearer_env: BearerEnv = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw traces there instead."),
@@ -330,21 +432,23 @@ def show(
         )
     if form == "table" and limit is None:
         limit = ROWS_SHOWN
-    client, name = _open(
-        table, base_url, rate=rate, concurrency=concurrency, contact=contact
+    about = {
+        "records": records,
+        "paging": paging,
+        "key": key,
+        "bearer_env": bearer_env,
+    }
+    client, found = _open_table(
+        table, base_url, about, rate=rate, concurrency=concurrency, contact=contact
     )
-    filters = filters_of(words, client.table(name).description)
+    filters = filters_of(words, found.description)
     wanted = columns.split(",") if columns else None
-    schema = client.table(name).description.schema
-    for column in wanted or ():
-        if column not in schema.names:
-            raise ConfigurationError(
-                f"{table} has no column {column!r}; it has {', '.join(schema.names)}"
-            )
+    schema = found.description.schema
+    if not found.description.takes_any:
+        _check_columns(table, wanted, schema.names)
 
     async def get() -> Any:
         async with client:
-            found = client.table(name)
             if form in {"json", "jsonl"}:
                 return await found.get(limit=limit, **filters)
             return await found.get(output_type="arrow", limit=limit, **filters)
@@ -356,10 +460,25 @@ def show(
         _draw(rows, plot)
         return
     if wanted and isinstance(rows, list):
+        if found.description.takes_any and rows:
+            _check_columns(
+                table, wanted, dict.fromkeys(key for row in rows for key in row)
+            )
         rows = [{key: row.get(key) for key in wanted} for row in rows]
     elif wanted:
+        _check_columns(table, wanted, rows.schema.names)
         rows = rows.select(wanted)
     WRITERS[form](rows)
+
+
+def _check_columns(
+    table: str, wanted: list[str] | None, names: Collection[str]
+) -> None:
+    for column in wanted or ():
+        if column not in names:
+            raise ConfigurationError(
+                f"{table} has no column {column!r}; it has {', '.join(names)}"
+            )
 
 
 def _check_drawable(table: str, schema: pa.Schema) -> None:
@@ -481,6 +600,10 @@ def fetch(
     concurrency: Concurrency = None,
     contact: Contact = None,
     base_url: BaseUrl = None,
+    records: Records = None,
+    paging: Paging = None,
+    key: Key = None,
+    bearer_env: BearerEnv = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
@@ -488,10 +611,15 @@ def fetch(
     commit_seconds: CommitSeconds = 30.0,
 ) -> int:
     """Fetch rows into a dataset; go on where an earlier run stopped."""
-    client, name = _open(
-        table, base_url, rate=rate, concurrency=concurrency, contact=contact
+    about = {
+        "records": records,
+        "paging": paging,
+        "key": key,
+        "bearer_env": bearer_env,
+    }
+    client, found = _open_table(
+        table, base_url, about, rate=rate, concurrency=concurrency, contact=contact
     )
-    found = client.table(name)
     plan = found.plan(limit=limit, **filters_of(words, found.description))
     if dry_run:
         return _dry_run(client, plan, output, sample, as_json=as_json)
@@ -585,6 +713,7 @@ def resume(
     concurrency: Concurrency = None,
     contact: Contact = None,
     base_url: BaseUrl = None,
+    bearer_env: BearerEnv = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
@@ -593,7 +722,12 @@ def resume(
 ) -> int:
     """Go on with the plan that DEST holds."""
     client, plan = _held_plan(
-        dest, base_url, rate=rate, concurrency=concurrency, contact=contact
+        dest,
+        base_url,
+        bearer_env,
+        rate=rate,
+        concurrency=concurrency,
+        contact=contact,
     )
     return _download(
         client,
@@ -621,6 +755,7 @@ def retry(
     concurrency: Concurrency = None,
     contact: Contact = None,
     base_url: BaseUrl = None,
+    bearer_env: BearerEnv = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
@@ -629,7 +764,12 @@ def retry(
 ) -> int:
     """Ask again for items that failed, or for those that the words select."""
     client, plan = _held_plan(
-        dest, base_url, rate=rate, concurrency=concurrency, contact=contact
+        dest,
+        base_url,
+        bearer_env,
+        rate=rate,
+        concurrency=concurrency,
+        contact=contact,
     )
     return _download(
         client,
@@ -643,11 +783,22 @@ def retry(
     )
 
 
-def _held_plan(dest: str, base_url: str | None, **options: Any) -> tuple[Client, Plan]:
+def _held_plan(
+    dest: str, base_url: str | None, bearer_env: str | None, **options: Any
+) -> tuple[Client, Plan]:
     """The plan in a dataset, and a client for it."""
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
 
     record = open_dataset(dest).plan
+    if record.service == "rest":
+        known = (record.notes or {}).get("bearer_env")
+        about = {
+            "bearer_env": bearer_env or (known if isinstance(known, str) else None)
+        }
+        client, table = _open_rest(
+            f"/{record.table}", base_url or record.base_url, about, **options
+        )
+        return client, table.plan(limit=record.limit, **record.filters)
     client, name = _open(
         f"{record.service}/{record.table}", base_url or record.base_url, **options
     )
@@ -844,11 +995,13 @@ def _dry_run(
     if as_json:
         print(json.dumps(asdict(found)))
         return OK
-    print(f"{plan.name}: {found.items:,} {description.item}")
+    more = " and more" if found.is_open else ""
+    print(f"{plan.name}: {found.items:,}{more} {description.item}")
     print(f"already there: {found.already_there:,} items")
+    least = "at least " if found.is_open else ""
     print(
-        f"requests: {found.requests:,}; about {found.bytes / 1e6:,.1f} MB as sent, "
-        f"going by {found.bytes_basis}"
+        f"requests: {least}{found.requests:,}; about {found.bytes / 1e6:,.1f} MB "
+        f"as sent, going by {found.bytes_basis}"
     )
     pace = [f"at {found.rate:g} requests/s"] if found.rate else ["without a rate limit"]
     pace.append(f"{found.concurrency} connections")
@@ -885,6 +1038,9 @@ def status(
     )
     print(f"{plan.service}/{plan.table} {words}".rstrip())
     print(f"from {plan.base_url}")
+    if plan.notes is not None:
+        where = plan.notes.get("records") or "the answer itself"
+        print(f"records: {where}; pages: {plan.notes.get('paging')}")
     known = "" if state.plan_complete else " so far; the plan is not complete"
     print(f"items: {state.planned:,}{known}")
     for outcome, count in state.items.items():

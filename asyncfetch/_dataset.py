@@ -1044,6 +1044,19 @@ class View:
         )
 
 
+def noted(
+    dest: str | Path, record: PlanRecord, schema: pa.Schema
+) -> Mapping[str, Json] | None:
+    """What the dataset at *dest* has learned of that plan; only looks.
+
+    Raises
+    ------
+    ConfigurationError, DatasetError
+        As :meth:`Writer.open`.
+    """
+    return _agreed(LocalStore(destination(dest)), record, schema).notes
+
+
 def held(dest: str | Path, record: PlanRecord, schema: pa.Schema) -> Ledger | None:
     """What a writer of that plan would find at *dest*, None for nothing; only looks.
 

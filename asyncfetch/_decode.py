@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,14 @@ T = TypeVar("T")
 
 # What is read whole is a page or one trace: some megabytes, the largest traces 100.
 LARGEST = 256 << 20
+
+# Up to here every whole number is a double; beyond it some lose their last digits.
+_EXACT = 1 << 53
+
+# A time of RFC 3339, to the microsecond at most.
+INSTANT = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)", re.ASCII
+)
 
 EXTRA = "extra"
 JSON = pa.json_(pa.string())
@@ -225,6 +234,7 @@ def batch_of(
     at: str = "$",
     ignore: frozenset[str] = frozenset(),
     lenient: bool = False,
+    aside: bool = False,
     first: int = 0,
     unparsed: Counter[str] | None = None,
 ) -> tuple[pa.RecordBatch, tuple[str, ...]]:
@@ -240,6 +250,8 @@ def batch_of(
         A value that does not fit becomes null and is kept in ``extra`` (code
         ``unparsed``); numbers may come as text, and a bare value stands for a list of
         one. Otherwise such a value is an error.
+    aside
+        The same, but nothing is converted: what is in a column is what was sent.
     first
         Place of the first record in the list, for errors.
     unparsed
@@ -273,7 +285,7 @@ def batch_of(
             try:
                 values.append(None if value is None else convert[name](value))
             except _Misfit as error:
-                if not lenient:
+                if not (lenient or aside):
                     raise _misfit(str(error), value, f"{at}[{row}].{name}") from None
                 values.append(None)
                 beyond[name] = value
@@ -338,7 +350,7 @@ def _converter(kind: pa.DataType, lenient: bool) -> Callable[[Any], Any]:
     if pa.types.is_date(kind):
         return _to_date
     if pa.types.is_timestamp(kind):
-        return _to_time
+        return _to_time if lenient or kind.tz is None else _to_instant
     return _text_of if lenient else _to_text
 
 
@@ -349,7 +361,7 @@ def _to_int(value: Any) -> int:
 
 
 def _to_float(value: Any) -> float:
-    if type(value) in {int, float}:
+    if type(value) is float or (type(value) is int and abs(value) <= _EXACT):
         return float(value)
     raise _Misfit("float64")
 
@@ -403,6 +415,13 @@ def _to_time(value: Any) -> dt.datetime:
         return dt.datetime.fromisoformat(value)
     except (TypeError, ValueError):
         raise _Misfit("time") from None
+
+
+def _to_instant(value: Any) -> dt.datetime:
+    """A time that names its zone, with no more digits than the column keeps."""
+    if isinstance(value, str) and INSTANT.fullmatch(value):
+        return _to_time(value)
+    raise _Misfit("time with a zone")
 
 
 def _to_list(value: Any, inner: Callable[[Any], Any], lenient: bool) -> list[Any]:

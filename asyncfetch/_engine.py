@@ -48,7 +48,7 @@ from anyio.abc import ObjectReceiveStream, TaskGroup
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from asyncfetch._body import INLINE
-from asyncfetch._dataset import Writer
+from asyncfetch._dataset import Writer, noted
 from asyncfetch._decode import as_schema, document, whole, without_taken_keys
 from asyncfetch._exchange import Answer, Exchange, ignore
 from asyncfetch._files import Files, directory_of
@@ -58,6 +58,7 @@ from asyncfetch._model import (
     Ask,
     Block,
     BulkSource,
+    ChainSource,
     CitedSource,
     Committed,
     Decoded,
@@ -65,11 +66,13 @@ from asyncfetch._model import (
     ElsewhereSource,
     Event,
     FailedItem,
+    HeadedSource,
     Item,
     ItemEnded,
     ItemResult,
     Json,
     Kept,
+    LearningSource,
     LenientSource,
     Observer,
     Outcome,
@@ -77,6 +80,7 @@ from asyncfetch._model import (
     Planned,
     PlannedItem,
     Report,
+    Request,
     RequestSent,
     RereadSource,
     Response,
@@ -132,6 +136,8 @@ class Plan:
     exchange: Exchange
     files: Stores = "none"
     """Whether its items are files, and when their bytes are stored."""
+    first: tuple[Request, Response] | None = None
+    """What the first item asks, if the answer is there already."""
 
     @property
     def name(self) -> str:
@@ -140,6 +146,7 @@ class Plan:
 
     def record(self) -> PlanRecord:
         """What a dataset keeps of the plan."""
+        source = self.source
         return PlanRecord(
             service=self.service,
             base_url=self.exchange.base_url,
@@ -148,6 +155,7 @@ class Plan:
             limit=self.limit,
             schema_id=schema_id(self.source.schema),
             version=__version__,
+            notes=source.notes if isinstance(source, LearningSource) else None,
         )
 
 
@@ -293,6 +301,48 @@ class Planner:
         return tuple(answers[place] for place in range(len(step.requests)))
 
 
+async def settled(
+    plan: Plan,
+    dest: str | Path | None = None,
+    *,
+    observe: Observer = ignore,
+    interactive: bool = True,
+) -> Plan:
+    """The plan with a source that knows its columns: by *dest*, or by its first answer.
+
+    Raises
+    ------
+    DatasetError
+        *dest* holds another plan.
+    AsyncfetchError
+        There is no answer, or it is not what it should be.
+    """
+    source = plan.source
+    if not isinstance(source, LearningSource) or source.notes is not None:
+        return plan
+    if dest is not None:
+        notes = await in_thread(partial(noted, dest, plan.record(), source.schema))
+        if notes is not None:
+            source = source.knowing(notes)
+            if source.notes is not None:
+                return replace(plan, source=source)
+    question = source.question
+    answer: Answer[LearningSource] = await plan.exchange.ask(
+        question,
+        source.taught,
+        interactive=interactive,
+        impatient=True,  # a wrong URL or a server that is not there is said soon
+        observe=observe,
+    )
+    # The answer is the first item's as well, if it was small enough to be kept.
+    is_kept = isinstance(answer.response.body.data, bytes)
+    return replace(
+        plan,
+        source=answer.value,
+        first=(question, answer.response) if is_kept else None,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """What the enumeration of a plan comes to."""
@@ -383,6 +433,8 @@ class Run:
         slots = plan.exchange.gate.concurrency
         spare = SPARE_WORKERS
         self._performing = 0
+        # Looked up once: this takes microseconds, of which a small item has few.
+        self._headed = plan.source if isinstance(plan.source, HeadedSource) else None
         self._together: Together | None = None
         if isinstance(plan.source, BulkSource) and not as_records:
             spare = MOST
@@ -449,7 +501,7 @@ class Run:
                 Planned(
                     items=self._journal.planned,
                     ended=self._journal.ended,
-                    complete=not self._journal.wants_more,
+                    complete=self._is_known,
                 )
             )
             await self._feed_pending()
@@ -460,6 +512,16 @@ class Run:
                     return
                 self._settled = anyio.Event()
                 await self._settled.wait()
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether there will be no more items than those that are planned."""
+        journal, source = self._journal, self._plan.source
+        if journal.wants_more:
+            return False
+        if not isinstance(source, ChainSource) or journal.planned == journal.ended:
+            return True
+        return source.expected is not None and journal.planned >= source.expected
 
     async def _feed_pending(self) -> None:
         blocks = self._journal.pending()
@@ -483,7 +545,7 @@ class Run:
                     Planned(
                         items=journal.planned,
                         ended=journal.ended,
-                        complete=not journal.wants_more,
+                        complete=self._is_known,
                     )
                 )
                 await self._feed_items(items)
@@ -493,8 +555,8 @@ class Run:
         source = self._plan.source
         if (
             self._again is None
-            or self._plan.limit is not None
             or not isinstance(source, RereadSource)
+            or (self._plan.limit is not None and not isinstance(source, ChainSource))
         ):
             return False
         block = Block(await self._again(source))
@@ -643,6 +705,10 @@ class Run:
     def _decode(
         self, item: Item, chunks: Iterator[bytes], response: Response
     ) -> Decoded | Awaitable[Decoded]:
+        if self._headed is not None:
+            return self._headed.decode_headed(
+                item, chunks, response, as_records=self._as_records
+            )
         if self._together is None or not response.body.is_small:
             return self._decode_alone(item, chunks)
         content = whole(chunks)
@@ -690,6 +756,15 @@ class Run:
     async def _ask(
         self, item: Item, partial: Partial | None = None, *, is_probe: bool
     ) -> Answer[Decoded]:
+        first = self._plan.first
+        if first is not None and first[0] == item.request:
+            value = await self._plan.exchange.consume(
+                item.request,
+                first[1],
+                lambda chunks, response: self._decode(item, chunks, response),
+            )
+            return Answer(value=value, response=first[1], attempts=1, elapsed=0.0)
+
         async def ask(*, impatient: bool) -> Answer[Decoded]:
             return await self._plan.exchange.ask(
                 item.request,
@@ -1019,7 +1094,8 @@ class open_stream(AbstractAsyncContextManager[BatchStream]):  # noqa: N801 - as 
         self._observe = observe
 
     async def __aenter__(self) -> BatchStream:
-        plan, tally = self._plan, Tally(self._observe)
+        tally = Tally(self._observe)
+        plan = await settled(self._plan, observe=tally.see)
         journal = MemoryJournal(plan.limit)
         seen = _Seen(isinstance(plan.source, RereadSource))
 
@@ -1132,11 +1208,13 @@ async def download(
                 drain_seconds=drain_seconds,
                 commit_seconds=commit_seconds,
             )
-    source = plan.source
     if files is not None and plan.files == "none":
         raise ConfigurationError(
             f"{plan.name} has no files: ask without a directory for them"
         )
+    tally = Tally(observe or ignore)
+    plan = await settled(plan, dest, observe=tally.see, interactive=False)
+    source = plan.source
     opened: list[Writer] = []  # here also when the call is cancelled while it opens
 
     def record() -> PlanRecord:
@@ -1159,7 +1237,7 @@ async def download(
     try:
         await in_thread(open_writer)
         (writer,) = opened
-        download_ = _Download(plan, writer, Tally(observe or ignore), only)
+        download_ = _Download(plan, writer, tally, only)
         try:
             await download_.run(stop, drain_seconds)
         except BaseException as error:

@@ -17,9 +17,9 @@ from statistics import median
 import anyio.to_thread
 
 from asyncfetch._dataset import held
-from asyncfetch._engine import Plan, survey
+from asyncfetch._engine import Plan, settled, survey
 from asyncfetch._ledger import Ledger
-from asyncfetch._model import ElsewhereSource, Item
+from asyncfetch._model import ChainSource, ElsewhereSource, Item
 from asyncfetch.errors import NotFound
 
 # Fewer items than this say less about the others than the service's usual sizes do.
@@ -57,6 +57,8 @@ class Estimate:
     is_least: bool
     """Whether it may well take longer: answers bind and not the rate, and it is only
     known how quick those to listing are."""
+    is_open: bool = False
+    """Whether there may be more items than are known: one leads to the next."""
 
 
 @dataclass(slots=True)
@@ -114,6 +116,7 @@ async def estimate(
     DatasetError
         *dest* holds another plan.
     """
+    plan = await settled(plan, dest)
     usual = item_bytes if callable(item_bytes) else (lambda _: item_bytes)
     left = _Left(usual=usual, sampled=sample)
     ledger = await anyio.to_thread.run_sync(
@@ -142,13 +145,27 @@ async def estimate(
         asked = listing = found.requests
         lead = found.lead
         took = [found.seconds] * bool(found.requests)
+    if plan.first is not None:  # asked to know the columns, and an item all the same
+        asked += 1
+        left.sampled = sample or 0
+        request, response = plan.first
+        seen_bytes = response.body.size
+        expected_bytes = usual(Item(key="", request=request))
+        basis = "the first answer"
     if sampled := left.sample():
         seen_bytes, expected_bytes, took = await _measure(plan, sampled, usual)
         asked += len(sampled)
         basis = f"{len(sampled):,} items measured"
+    is_chain = isinstance(plan.source, ChainSource)
+    expected = plan.source.expected if isinstance(plan.source, ChainSource) else 0
+    if left.count and expected:  # each is found in the one before
+        beyond = max(0, expected - there - left.count)
+        left.usual_bytes *= 1 + beyond / left.count
+        left.count += beyond
     ratio = seen_bytes / expected_bytes if expected_bytes else 1.0
     gate = plan.exchange.gate.statistics()
-    rate, concurrency = gate["rate"] or None, int(gate["concurrency"])
+    rate = gate["rate"] or None
+    concurrency = 1 if is_chain else int(gate["concurrency"])
     answer = median(took) if took else 0.0
     by_rate = seconds_by_rate(lead, listing - lead + left.count, rate, answer)
     by_turns = seconds_by_turns(listing, left.count, concurrency, answer)
@@ -165,7 +182,8 @@ async def estimate(
         seconds_at_polite_rate=round(
             max(by_rate, by_turns) + FRAME if requests else 0.0, 3
         ),
-        is_least=by_turns > by_rate and not sampled,
+        is_least=expected is None or (by_turns > by_rate and not sampled),
+        is_open=expected is None,
     )
 
 

@@ -552,6 +552,8 @@ class Exchange:
         headers = {"Accept": request.accept or kind}
         if isinstance(request.body, str):
             headers["Content-Type"] = "application/json"
+        if request.range is not None:
+            headers["Range"] = request.range
         headers |= request.headers
         partial = asking.partial
         if partial is not None:

@@ -207,10 +207,14 @@ class PlanRecord:
     """2: all files are sealed, and ``row_key`` is told."""
     files: str | None = None
     """Where files are stored: ``_files`` in the dataset, or an absolute directory."""
+    notes: Mapping[str, Json] | None = None
+    """What was learned of the service before the first item; not what was asked."""
 
     def to_json(self) -> str:
         """Text for people and programs."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
+        if self.notes is None:
+            del values["notes"]  # as earlier versions have it
         return sealed_json({**values, "filters": dict(self.filters)})
 
     @classmethod
@@ -232,6 +236,7 @@ class PlanRecord:
             and isinstance(record.row_key, str | None)
             and isinstance(record.format, int)
             and isinstance(record.files, str | None)
+            and isinstance(record.notes, dict | None)
         ):
             raise TypeError("a value is of another type")
         return record

@@ -19,6 +19,7 @@ from typing import (
     Any,
     Literal,
     Protocol,
+    Self,
     TypeAlias,
     runtime_checkable,
 )
@@ -76,10 +77,12 @@ class Request:
     """What the body must be; HTML in its place is refused as not whole, but for any."""
     method: str = "GET"
     """Only what :attr:`is_read` names is retried."""
-    body: str | tuple[Part, ...] | None = field(default=None, repr=False)
-    """JSON text to send, if any (a login is one), or the parts of a form."""
+    body: str | bytes | tuple[Part, ...] | None = field(default=None, repr=False)
+    """JSON text to send, if any (a login is one), bytes, or the parts of a form."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """What is sent beside the usual, and in place of it; never planned."""
+    range: str | None = None
+    """What of a list is wanted, where a header says it: ``items=0-24``."""
     accept: str | None = None
     """What the answer may be, where :attr:`media` does not say it; never planned."""
     may_be_absent: bool = False
@@ -110,9 +113,9 @@ class Request:
         if self.method != "GET":
             fields["method"] = self.method
         if self.body is not None:
-            assert isinstance(self.body, str)  # a form is sent once, never planned
+            assert isinstance(self.body, str)  # others are sent once, never planned
             fields["body"] = self.body
-        for name in ("may_be_absent", "only_asks", "or_get", "refused"):
+        for name in ("range", "may_be_absent", "only_asks", "or_get", "refused"):
             if value := getattr(self, name):
                 fields[name] = value
         if with_file and self.file is not None:
@@ -292,6 +295,53 @@ class RereadSource(Source, Protocol):
 
         Called anew when they have ended, too: sooner or later it must give none.
         """
+
+
+@runtime_checkable
+class HeadedSource(Source, Protocol):
+    """A source to which the heads of answers say something, too."""
+
+    def decode_headed(
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        head: Response,
+        *,
+        as_records: bool,
+    ) -> Decoded:
+        """As :meth:`Source.decode`, with headers and URL of the answer."""
+
+
+@runtime_checkable
+class LearningSource(Source, Protocol):
+    """A source that does not know its columns before its first answer."""
+
+    @property
+    def notes(self) -> Mapping[str, Json] | None:
+        """What was learned, to be kept beside the plan; None before that."""
+
+    @property
+    def question(self) -> Request:
+        """What teaches it: the request of its first item."""
+
+    def taught(self, chunks: Iterator[bytes], head: Response) -> Self:
+        """The source that knows its columns, by the answer to its question."""
+
+    def knowing(self, notes: Mapping[str, Json]) -> Self:
+        """The source that knows what an earlier run has learned."""
+
+
+@runtime_checkable
+class ChainSource(RereadSource, Protocol):
+    """A source each of whose items is found in the answer to the one before.
+
+    It keeps to the limit of the plan by itself; :meth:`again` gives the item at which
+    an earlier run with a lower limit ended.
+    """
+
+    @property
+    def expected(self) -> int | None:
+        """Items that it comes to, as far as its first answer tells."""
 
 
 @runtime_checkable

@@ -133,7 +133,7 @@ class Transport:
         *,
         headers: Mapping[str, str],
         credentials: Credentials | None = None,
-        body: str | tuple[Part, ...] | None,
+        body: str | bytes | tuple[Part, ...] | None,
         spool_dir: Path | None,
         hops: Hops,
         deadline: float,

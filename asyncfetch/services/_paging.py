@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
 from asyncfetch.errors import ConfigurationError, DecodeError, IntegrityError
+from asyncfetch.services._table import members, plain
+
+Params: TypeAlias = Mapping[str, Any] | Sequence[tuple[str, Any]]
 
 # A cursor may lead over pages that hold nothing; a hundred in a row lead nowhere.
 MOST_EMPTY = 100
-# What may stand in a link as it is: the characters of RFC 3986, quoted ones included.
+# What may stand in a path or a link as it is: the characters of RFC 3986, quoted ones
+# included.
+_IN_PATH = "/%:@!$&'()*+,;=~"
 _IN_LINKS = "%/?:@!$&'()*+,;=~[]"
 
 
@@ -27,6 +32,42 @@ def target(path: str, query: Mapping[str, str] | Iterable[tuple[str, str]] = ())
         f"{quote(name, safe='')}={quote(value, safe=',:*')}" for name, value in pairs
     )
     return f"{path}?{text}" if text else path
+
+
+def path_of(path: str) -> str:
+    """A path with its query as a request has it; what is quoted stays so."""
+    path, mark, query = path.partition("#")[0].partition("?")
+    if path and not path.startswith("/"):
+        path = f"/{path}"
+    return quote(path, safe=_IN_PATH) + mark + quote(query, safe=f"{_IN_PATH}?")
+
+
+def with_query(where: str, params: Params | str | None) -> str:
+    """A target with parameters behind those that it has.
+
+    A list is as many parameters, and None is left out. A text is a query as sent.
+    """
+    if isinstance(params, str):
+        query = params.removeprefix("?")
+        return (
+            path_of(where + ("&" if "?" in where else "?") + query) if query else where
+        )
+    pairs = params.items() if isinstance(params, Mapping) else (params or ())
+    texts = [
+        f"{quote(str(name), safe='')}={quote(text_of(one), safe='')}"
+        for name, value in pairs
+        for one in ([None] if value is None else members(value))
+        if one is not None
+    ]
+    if not texts:
+        return where
+    return where + ("&" if "?" in where else "?") + "&".join(texts)
+
+
+def text_of(value: Any) -> str:
+    """A value as the text of a parameter or of a form's field."""
+    value = plain(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def segment(name: str) -> str:

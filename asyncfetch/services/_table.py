@@ -174,6 +174,8 @@ class Description:
     """Whether its items are files, and when their bytes are stored."""
     is_single: bool = False
     """Whether it is one record, which ``json`` then gives by itself."""
+    takes_any: bool = False
+    """Whether every word is a filter: a parameter of the query, as it stands."""
     table: Callable[[Any, Description], Table] | None = None
     """What makes the table of client and description, where it can do more."""
 
@@ -354,11 +356,12 @@ class Table:
             raise ConfigurationError(
                 f"expected output_type json, df or arrow, got {output_type!r}"
             )
-        _check_limit(limit)
+        check_limit(limit)
         if id is not None:
             plan = self._plan_of_one(plain(id), filters)
         else:
             plan = self._plan_of_rows(limit, filters)
+        plan = await _engine.settled(plan)
         results = await _engine.collect(
             plan, as_records=output_type == "json", limit=limit
         )
@@ -402,7 +405,7 @@ class Table:
 
     def plan(self, *, limit: int | None = None, **filters: Any) -> _engine.Plan:
         """The items that *filters* come to, at most *limit*; asks nothing yet."""
-        _check_limit(limit)
+        check_limit(limit)
         checked = self.description.check(filters)
         source = self._source(checked)
         return _engine.Plan(
@@ -447,7 +450,7 @@ class Table:
         )
 
 
-def _check_limit(limit: int | None) -> None:
+def check_limit(limit: int | None) -> None:
     if limit is not None and (type(limit) is not int or limit < 0):
         raise ConfigurationError(f"expected limit of 0 or more, got {limit!r}")
 

@@ -10,19 +10,20 @@ import itertools
 import json
 import logging
 import mimetypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
-from urllib.parse import quote, urlencode, urlsplit
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
+from urllib.parse import urlencode, urlsplit
 
 from multidict import CIMultiDict
 
 from asyncfetch import _auth
 from asyncfetch._auth import Auth, TokenLogin
 from asyncfetch._decode import whole
-from asyncfetch._exchange import Answer, Exchange
+from asyncfetch._exchange import Answer, Consume, Exchange
 from asyncfetch._model import Limits, Part, Request, Response
 from asyncfetch._threads import in_thread
 from asyncfetch.errors import (
@@ -30,19 +31,20 @@ from asyncfetch.errors import (
     ConfigurationError,
     DecodeError,
     IntegrityError,
+    NotFound,
 )
-from asyncfetch.services._table import Client, Description, members, plain
+from asyncfetch.services._paging import Params, path_of, text_of, with_query
+from asyncfetch.services._resttable import RestTable
+from asyncfetch.services._table import Client, Description, members
+
+T = TypeVar("T")
 
 logger = logging.getLogger("asyncfetch")
-
-Params: TypeAlias = "Mapping[str, Any] | Sequence[tuple[str, Any]]"
 
 # Of a refusal so much is read: 16 MiB in the slices of a body.
 _SLICES = 64
 _BOM = "\ufeff"
 _FORM = "application/x-www-form-urlencoded"
-# What a path of a request may hold as it is (RFC 3986); more is quoted.
-_IN_PATH = "/%:@!$&'()*+,;=~"
 
 
 def Bearer(token: str) -> Auth:  # noqa: N802 - reads as the kind that it makes
@@ -100,7 +102,7 @@ class OAuth2ClientCredentials(TokenLogin):
         }
         if scope is not None:
             fields["scope"] = scope
-        super().__init__(_path_of(token_path), fields)
+        super().__init__(path_of(token_path), fields)
         self._request = replace(
             self._request, body=urlencode(fields), headers={"Content-Type": _FORM}
         )
@@ -171,14 +173,38 @@ class Reply:
 class RestExchange(Exchange):
     """Asks a host; what it refuses is kept with the error."""
 
+    headers: Mapping[str, str] = MappingProxyType({})
+    """Sent with every request that has none of the same names."""
+
+    async def ask(
+        self, request: Request, consume: Consume[T], **options: Any
+    ) -> Answer[T]:
+        """As of every service, with the headers of the client."""
+        if self.headers:
+            names = {name.lower() for name in request.headers}
+            own = {n: v for n, v in self.headers.items() if n.lower() not in names}
+            request = replace(request, headers={**own, **request.headers})
+        return await super().ask(request, consume, **options)
+
+    async def consume(
+        self, request: Request, response: Response, consume: Consume[T]
+    ) -> T:
+        """As of every service; an answer that has no content by its status is one."""
+        if response.status in {204, 205}:
+            request = replace(request, media="any")
+        return await super().consume(request, response, consume)
+
     async def _refuse(self, response: Response) -> None:
         start = await in_thread(partial(_content, response))
         try:
             await super()._refuse(response)
-        except AsyncfetchError as error:
+        except AsyncfetchError as refusal:
+            error = refusal
+            if response.status == 416:  # there is nothing in that range
+                error = NotFound(str(refusal), status=416)
             held = (response.status, CIMultiDict(response.headers), start)
             error.__dict__["held"] = held
-            raise
+            raise error from None
 
 
 def _content(response: Response) -> bytes:
@@ -210,6 +236,7 @@ class Rest(Client):
     limits_source = "nothing is known of the host"
     descriptions: ClassVar[tuple[Description, ...]] = ()
     exchange_class = RestExchange
+    exchange: RestExchange
 
     def __init__(
         self,
@@ -224,8 +251,10 @@ class Rest(Client):
                 "%s has no scheme: taken for https", base_url.split("/", maxsplit=1)[0]
             )
             base_url = f"https://{base_url}"
-        self._headers = dict(headers or {})
         super().__init__(base_url=base_url, auth=auth, **options)
+        self.exchange.headers = dict(headers or {})
+        now = None if auth is None else auth.credentials
+        self._leave_out = frozenset(() if now is None else now.query)
 
     async def get(self, path: str = "", **given: Any) -> Reply:
         """What a GET answers; asked again where that may help (see :meth:`request`)."""
@@ -282,11 +311,12 @@ class Rest(Client):
             No answer came, or not all of it.
         """
         body, kind = _body_of(json, data, files)
-        sent = {**self._headers, **(headers or {})}
-        if kind and "content-type" not in {name.lower() for name in sent}:
+        sent = dict(headers or {})
+        names = {name.lower() for name in (*sent, *self.exchange.headers)}
+        if kind and "content-type" not in names:
             sent["Content-Type"] = kind
         request = Request(
-            target=_with_query(self._target(path), params),
+            target=with_query(self._target(path), params),
             media="any",
             method=method.upper(),
             body=body,
@@ -314,6 +344,72 @@ class Rest(Client):
             content=answer.value,
         )
 
+    def table(
+        self,
+        path: str,
+        *,
+        records: str | None = None,
+        paging: str | None = None,
+        key: str | None = None,
+        schema: Any = None,
+        params: Params | str | None = None,
+        bearer_env: str | None = None,
+    ) -> RestTable:
+        """The list at a path as a table with ``get``, ``stream`` and ``plan``.
+
+        Parameters
+        ----------
+        path
+            Below the base URL, or a URL on its host. A query in it stays.
+        records
+            Where the records are in an answer: ``results``, ``hits.hits``, or an empty
+            text for all of it. By default the only list of objects that there is, or
+            the answer itself.
+        paging
+            ``offset``, ``page`` (from 1), ``page0``, ``next`` (a link in the body),
+            ``cursor``, ``keyset``, ``link`` (the header, RFC 8288), ``range`` (the
+            header ``Content-Range``), ``hal`` or ``none``; with a service's own names
+            behind a colon, such as ``page:param=p,size=n,step=50``,
+            ``next:at=links.next``, ``cursor:param=c,at=meta.next_cursor``,
+            ``keyset:param=after_id,at=id``, ``range:unit=items,step=1000``. By default
+            what the first page shows.
+        key
+            A field that is unique: a record that comes twice is one row.
+        schema
+            The columns: a ``pyarrow.Schema``, or names with ``bool``, ``int64``,
+            ``float64``, ``string``, ``date``, ``timestamp`` or ``json``.
+        params
+            Parameters of the query; the verbs take more.
+        bearer_env
+            The environment variable that holds the bearer token; its name is kept in a
+            dataset, so that the command line finds the token again.
+
+        Notes
+        -----
+        By default the first page makes the columns, for this run and all that go on
+        with its dataset. A field whose values there are of one kind has that type;
+        objects, lists, mixtures, whole numbers beyond 64 bits and what is null
+        throughout are JSON, as sent. No value is ever converted: one that does not fit
+        its column on a later page is null there and kept, as sent, in the JSON column
+        ``extra``, beside the fields that the first page did not have. So no row and no
+        digit is lost, whatever comes later.
+
+        Pages come one after the other, and a page is committed with the way to the
+        next. A page or a link that comes again is an item that fails; all rows before
+        it stay.
+        """
+        return RestTable(
+            self,
+            self._target(path),
+            records=records,
+            paging=paging,
+            key=key,
+            schema=schema,
+            params=params,
+            leave_out=self._leave_out,
+            remembered={} if bearer_env is None else {"bearer_env": bearer_env},
+        )
+
     def _target(self, path: str) -> str:
         base = self.exchange.base_url
         if "://" in path:
@@ -325,38 +421,12 @@ class Rest(Client):
                     "Rest for it"
                 )
             path = path.removeprefix(base)
-        return _path_of(path)
-
-
-def _path_of(path: str) -> str:
-    """A path with its query as a request has it."""
-    path, mark, query = path.partition("#")[0].partition("?")
-    if path and not path.startswith("/"):
-        path = f"/{path}"
-    return quote(path, safe=_IN_PATH) + mark + quote(query, safe=f"{_IN_PATH}?")
-
-
-def _with_query(where: str, params: Params | None) -> str:
-    pairs = params.items() if isinstance(params, Mapping) else (params or ())
-    texts = [
-        f"{quote(str(name), safe='')}={quote(_text(one), safe='')}"
-        for name, value in pairs
-        for one in ([None] if value is None else members(value))
-        if one is not None
-    ]
-    if not texts:
-        return where
-    return where + ("&" if "?" in where else "?") + "&".join(texts)
-
-
-def _text(value: Any) -> str:
-    value = plain(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        return path_of(path)
 
 
 def _body_of(
     given: Any, data: Any, files: Any
-) -> tuple[str | tuple[Part, ...] | None, str | None]:
+) -> tuple[str | bytes | tuple[Part, ...] | None, str | None]:
     """What is sent, and its content type where that is not known by its kind."""
     if sum(one is not None for one in (given, data or files or None)) > 1:
         raise ConfigurationError("expected json, or data and files, got both")
@@ -367,15 +437,15 @@ def _body_of(
             raise ConfigurationError(f"expected plain JSON: {error}") from error
     if files:
         fields = data.items() if isinstance(data, Mapping) else (data or ())
-        texts = [Part(name=name, value=_text(one)) for name, one in fields]
+        texts = [Part(name=name, value=text_of(one)) for name, one in fields]
         pairs = files.items() if isinstance(files, Mapping) else files
         return (*texts, *itertools.starmap(_file, pairs)), None
-    if isinstance(data, bytes):
-        return data.decode(), "application/octet-stream"
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data), "application/octet-stream"
     if data is None or isinstance(data, str):
         return data, None if data is None else _kind_of(data)
     pairs = data.items() if isinstance(data, Mapping) else data
-    form = [(name, _text(o)) for name, one in pairs for o in members(one)]
+    form = [(name, text_of(o)) for name, one in pairs for o in members(one)]
     return urlencode(form), _FORM
 
 

@@ -211,6 +211,8 @@ async def test_a_put_of_json_gives_an_answer_that_holds_failures(wire):
             "application/x-www-form-urlencoded",
         ),
         ({"data": "x", "headers": {"content-type": "text/csv"}}, b"x", "text/csv"),
+        ({"data": b"\xff\x00\n"}, b"\xff\x00\n", "application/octet-stream"),
+        ({"data": bytearray(b"\xfe")}, b"\xfe", "application/octet-stream"),
     ],
 )
 async def test_data_is_sent_as_it_is(wire, given, body, kind):

@@ -67,6 +67,18 @@ async def neurons() -> Morphology:
     return one
 
 
+async def lists(dest: Path) -> int:
+    """Any REST API: single calls, and lists of it."""
+    auth = asyncfetch.Bearer("a token")
+    async with asyncfetch.Rest("https://host.example/v1", auth) as api:
+        reply = await api.put("/lights/1", json={"power": "on"})
+        table = api.table("lights", records="data", key="id", paging="page:size=n")
+        frame: pd.DataFrame = await table.get(output_type="df", color="red")
+        typed = api.table("lights", schema={"id": int, "power": "string"})
+        report = await asyncfetch.download(typed.plan(limit=5, color="red"), dest)
+    return reply.status_code + len(frame) + report.rows
+
+
 def trace(path: Path) -> Morphology:
     """Read a trace."""
     morphology = read_swc(path, strict=True)
