@@ -51,7 +51,7 @@ def test_every_command_is_named():
     }
 
 
-@pytest.mark.parametrize("words", commands(), ids=lambda words: words[1])
+@pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words[1:3]))
 def test_every_command_line_is_understood(words, tmp_path, monkeypatch, capsys):
     if words[1] == "simulate":
         assert run(["simulate", "--help"]) == 0
@@ -64,6 +64,9 @@ def test_every_command_line_is_understood(words, tmp_path, monkeypatch, capsys):
             if place in (words[-1], *words[2:3]) and words[1] != first:
                 before = next(one for one in commands() if one[1] == first)
                 assert run(before[1:]) == 0
+        # In the place of somebody's API, a list that is there.
+        there = f"{archive.environment()['ASYNCFETCH_NEUROSCOUT_URL']}/datasets"
+        words = [there if word.startswith("https://host/") else word for word in words]
         assert run(words[1:]) == 0, capsys.readouterr().err
 
 
