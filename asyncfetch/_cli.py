@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from asyncfetch._engine import Plan
     from asyncfetch._estimate import Estimate
-    from asyncfetch._model import Event, Planned, Report
+    from asyncfetch._model import Event, Limits, Planned, Report
     from asyncfetch._verify import Problem
     from asyncfetch.services._table import Client, Description, Filter, Table
 
@@ -190,7 +190,6 @@ def _note(text: str) -> None:
 
 def _open(name: str, base_url: str | None, **options: Any) -> tuple[Client, str]:
     """The client of ``service/table``, and the table's name."""
-    from asyncfetch._model import Limits  # noqa: PLC0415
     from asyncfetch.services import client_class  # noqa: PLC0415
 
     service, _, table = name.partition("/")
@@ -201,12 +200,18 @@ def _open(name: str, base_url: str | None, **options: Any) -> tuple[Client, str]
         )
     if base_url is not None:
         options["base_url"] = base_url
-    limits = Limits(
-        rate=options.pop("rate", None), concurrency=options.pop("concurrency", None)
-    )
-    client = client_class(service).from_env(limits=limits, **options)
+    client = client_class(service).from_env(limits=_limits(options), **options)
     client.table(table)
     return client, table
+
+
+def _limits(options: dict[str, Any]) -> Limits:
+    """What was said of them, taken out of the *options*."""
+    from asyncfetch._model import Limits  # noqa: PLC0415
+
+    return Limits(
+        rate=options.pop("rate", None), concurrency=options.pop("concurrency", None)
+    )
 
 
 def _open_table(
@@ -244,12 +249,9 @@ def _open_rest(
     name: str, base_url: str, about: Mapping[str, str | None], **options: Any
 ) -> tuple[Client, Table]:
     """A client for any REST API, and a list of it as a table."""
-    from asyncfetch._model import Limits  # noqa: PLC0415
     from asyncfetch.services.rest import Bearer, Rest  # noqa: PLC0415
 
-    limits = Limits(
-        rate=options.pop("rate", None), concurrency=options.pop("concurrency", None)
-    )
+    limits = _limits(options)
     bearer_env = about.get("bearer_env")
     if bearer_env is not None:
         token = os.environ.get(bearer_env, "")

@@ -156,8 +156,8 @@ async def estimate(
         seen_bytes, expected_bytes, took = await _measure(plan, sampled, usual)
         asked += len(sampled)
         basis = f"{len(sampled):,} items measured"
-    is_chain = isinstance(plan.source, ChainSource)
-    expected = plan.source.expected if isinstance(plan.source, ChainSource) else 0
+    chain = plan.source if isinstance(plan.source, ChainSource) else None
+    expected = 0 if chain is None else chain.expected
     if left.count and expected:  # each is found in the one before
         beyond = max(0, expected - there - left.count)
         left.usual_bytes *= 1 + beyond / left.count
@@ -165,7 +165,7 @@ async def estimate(
     ratio = seen_bytes / expected_bytes if expected_bytes else 1.0
     gate = plan.exchange.gate.statistics()
     rate = gate["rate"] or None
-    concurrency = 1 if is_chain else int(gate["concurrency"])
+    concurrency = 1 if chain else int(gate["concurrency"])
     answer = median(took) if took else 0.0
     by_rate = seconds_by_rate(lead, listing - lead + left.count, rate, answer)
     by_turns = seconds_by_turns(listing, left.count, concurrency, answer)

@@ -11,7 +11,8 @@ from asyncfetch._auth import api_key
 from asyncfetch._decode import document
 from asyncfetch._model import Request
 from asyncfetch.errors import DecodeError, IntegrityError
-from asyncfetch.services._paging import MOST_EMPTY, NextLinks
+from asyncfetch.services._paging import NextLinks
+from asyncfetch.services._styles import MOST_EMPTY, Page, Place, Style, following
 from tests.conftest import answer, exchange, open_wire
 
 BASE = "https://host.example/api/v1"
@@ -39,7 +40,7 @@ PAGE = "/things?limit=2"
 )
 def test_a_link_is_rebuilt_on_the_configured_base(link, target):
     links = NextLinks(BASE, leave_out=["api_key"])
-    assert links.after(PAGE, [1], link) == (target or "/things?limit=2&offset=2")
+    assert links.target(PAGE, link) == (target or "/things?limit=2&offset=2")
 
 
 @pytest.mark.parametrize(
@@ -59,20 +60,25 @@ def test_a_link_is_rebuilt_on_the_configured_base(link, target):
 )
 def test_a_link_out_of_the_service_is_refused(link):
     with pytest.raises(DecodeError, match="expected a link"):
-        NextLinks(BASE).after(PAGE, [1], link)
+        NextLinks(BASE).target(PAGE, link)
 
 
 @pytest.mark.parametrize("end", [None, ""])
 def test_no_link_is_the_end(end):
-    assert NextLinks(BASE).after(PAGE, [1], end) is None
+    assert follow({PAGE: ([1], end)}, PAGE) == [PAGE]
 
 
 def follow(pages, start="/p0"):
     """Targets in order, from a table of pages: target to records and link."""
-    links, page, seen = NextLinks("http://h"), start, []
-    while page is not None:
-        seen.append(page)
-        page = links.after(page, *pages[page])
+    links, place, seen = NextLinks("http://h"), Place(target=start), []
+    while place is not None:
+        seen.append(place.target)
+        records, link = pages[place.target]
+        page = Page(records=records, body={"next": link}, head={})
+        place.check(page)
+        place = following(Style.parse("next"), place, page, links)
+        if isinstance(place, Exception):
+            raise place
     return seen
 
 
@@ -90,7 +96,7 @@ def test_pages_that_repeat_under_new_names_are_noticed():
             number = int(page[2:])
             return [{"id": number % 3, "x": [1.5, None]}], f"/p{number + 1}"
 
-    with pytest.raises(IntegrityError, match=r"other records on /p3 than on /p0"):
+    with pytest.raises(IntegrityError, match=r"other records on page 4 \(/p3\) than"):
         follow(Endless())
 
 
@@ -146,7 +152,8 @@ async def test_a_key_that_links_repeat_is_sent_once_and_kept_nowhere():
         while page is not None:
             pages.append(page)
             found = await asker.ask(Request(target=page), lambda c, _: document(c))
-            page = links.after(page, found.value["results"], found.value["next"])
+            after = found.value["next"]
+            page = None if after is None else links.target(page, after)
         await asker.aclose()
     assert pages == [f"/things?page={n}&n=1" for n in range(4)]
     assert wire.targets == [f"/api{page}&api_key={secret}" for page in pages]

@@ -11,8 +11,9 @@ from asyncfetch.errors import (
     DecodeError,
     IntegrityError,
 )
-from asyncfetch.services._paging import MOST_EMPTY, NextLinks
+from asyncfetch.services._paging import NextLinks
 from asyncfetch.services._styles import (
+    MOST_EMPTY,
     STYLES,
     Page,
     Place,

@@ -8,13 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 from urllib.parse import quote, urljoin, urlsplit
 
-from asyncfetch.errors import ConfigurationError, DecodeError, IntegrityError
+from asyncfetch.errors import ConfigurationError, DecodeError
 from asyncfetch.services._table import members, plain
 
 Params: TypeAlias = Mapping[str, Any] | Sequence[tuple[str, Any]]
 
-# A cursor may lead over pages that hold nothing; a hundred in a row lead nowhere.
-MOST_EMPTY = 100
 # What may stand in a path or a link as it is: the characters of RFC 3986, quoted ones
 # included.
 _IN_PATH = "/%:@!$&'()*+,;=~"
@@ -70,6 +68,12 @@ def text_of(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def digest(value: Any) -> str:
+    """A short checksum of plain JSON, to tell pages from each other."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def segment(name: str) -> str:
     """One path segment with nothing left that could end it or leave the folder.
 
@@ -84,7 +88,7 @@ def segment(name: str) -> str:
 
 
 class NextLinks:
-    """Follows a listing from page to page by the links to the next that it gives.
+    """Makes targets of the links to a next page that answers give.
 
     A link is rebuilt on the configured base: its path and query count, its scheme and
     host do not (services behind a proxy write ``http://`` and names of their own into
@@ -103,44 +107,9 @@ class NextLinks:
         self._base = base_url
         self._path = urlsplit(base_url).path
         self._leave_out = frozenset(leave_out)
-        self._targets: set[str] = set()
-        self._pages: dict[bytes, str] = {}
-        self._empty = 0
-
-    def after(self, page: str, records: Sequence[Any], link: object) -> str | None:
-        """The target of the page after *page*; None when that was the last.
-
-        Parameters
-        ----------
-        page
-            The target that was asked for.
-        records
-            What it held.
-        link
-            The answer's link to the next page: absolute, relative to the page, or
-            None or an empty text at the end.
-
-        Raises
-        ------
-        IntegrityError
-            The pages go round in a circle, or on without end.
-        DecodeError
-            The link is none, or leads out of the service.
-        """
-        self._targets.add(page)
-        self._note(page, records)
-        if link is None or link == "":
-            return None
-        found = self.target(page, link)
-        if found in self._targets:
-            raise IntegrityError(
-                f"expected a page that was not asked for yet, got {found} as the one "
-                f"after {page}: its links go round in a circle"
-            )
-        return found
 
     def target(self, page: str, link: object) -> str:
-        """The target that *link* on *page* stands for.
+        """The target that *link* on *page* stands for, absolute or relative to it.
 
         Raises
         ------
@@ -173,23 +142,3 @@ class NextLinks:
         )
         path = quote(below, safe=_IN_LINKS)
         return f"{path}?{query}" if query else path
-
-    def _note(self, page: str, records: Sequence[Any]) -> None:
-        """Compare a page with all before it."""
-        if not records:
-            self._empty += 1
-            if self._empty > MOST_EMPTY:
-                raise IntegrityError(
-                    f"expected records, got {self._empty} empty pages in a row up to "
-                    f"{page}"
-                )
-            return
-        self._empty = 0
-        text = json.dumps(records, sort_keys=True, default=str)
-        content = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        earlier = self._pages.setdefault(content, page)
-        if earlier != page:
-            raise IntegrityError(
-                f"expected other records on {page} than on {earlier}, got the same: "
-                "the service repeats its pages"
-            )

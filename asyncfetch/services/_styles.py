@@ -8,8 +8,6 @@ is a hint, and only the pages themselves tell where it ends.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from asyncfetch.errors import (
     DecodeError,
     IntegrityError,
 )
-from asyncfetch.services._paging import MOST_EMPTY, NextLinks
+from asyncfetch.services._paging import NextLinks, digest
 
 # Of each style, the names that it takes and what they are where nobody says it.
 _DEFAULTS: Mapping[str, Mapping[str, str]] = {
@@ -96,6 +94,8 @@ _TEMPLATE = re.compile(r"\{[?&][^}]*\}")
 # of two. So a circle of at most so many pages is seen when it closes, a larger one some
 # rounds later (as by Brent's algorithm), and what is remembered stays small.
 _REMEMBERED = 32
+# A cursor may lead over pages that hold nothing; a hundred in a row lead nowhere.
+MOST_EMPTY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,7 @@ class Place:
         IntegrityError
             It did, or nothing but empty pages comes.
         """
-        if page.records and _digest(page.records) in self.trail:
+        if page.records and digest(page.records) in self.trail:
             raise _final(
                 f"expected other records on page {self.number} ({self.target}) than on "
                 "the pages before, got those of one of them: the service repeats its "
@@ -266,14 +266,14 @@ class Place:
         IntegrityError
             It was asked for before.
         """
-        trail = dict.fromkeys((*self.trail, _digest([self.target, self.range])))
-        if _digest([target, asked]) in trail:
+        trail = dict.fromkeys((*self.trail, digest([self.target, self.range])))
+        if digest([target, asked]) in trail:
             raise _final(
                 f"expected a page that was not asked for yet, got {target} as the one "
                 f"after {self.target}: the pages go round in a circle"
             )
         if page.records:
-            trail[_digest(page.records)] = None
+            trail[digest(page.records)] = None
         return replace(
             self,
             target=target,
@@ -291,11 +291,6 @@ def _final(text: str) -> IntegrityError:
     error = IntegrityError(text)
     error.__dict__["is_final"] = True
     return error
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _thinned(trail: tuple[str, ...], number: int) -> tuple[str, ...]:

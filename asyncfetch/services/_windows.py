@@ -7,8 +7,6 @@ the count that an answer names is a hint, and an empty page no end by itself.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -22,7 +20,7 @@ from asyncfetch.errors import (
     IntegrityError,
     ResponseError,
 )
-from asyncfetch.services._paging import target
+from asyncfetch.services._paging import digest, target
 
 # Pages that are asked for side by side while something is planned. Few at first, for
 # who wants little; the host's gate decides how many really go at once.
@@ -106,7 +104,7 @@ class Window:
                 f"expected up to {self.limit} of {count} records from {self.offset} "
                 f"on, got none from {self.path}"
             )
-        held = _digest(records)
+        held = digest(records)
         if got and held == self.behind:
             raise IntegrityError(
                 f"expected other records from {self.offset} on, got those before: "
@@ -136,11 +134,6 @@ class Window:
             # The link says that there is more, the count does not: one look.
             windows.append(replace(self, offset=end, limit=step, behind=held))
         return windows
-
-
-def _digest(records: list[Any]) -> str:
-    text = json.dumps(records, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
