@@ -452,9 +452,13 @@ class Session:
             seconds=seconds,
             until_first=until_first,
             steps=steps,
+            # How the service is, is asked whenever a 404 is to be believed.
             planning=tuple(
                 dict.fromkeys(
-                    one["target"] for one in log if one["target"] not in known
+                    one["target"]
+                    for one in log
+                    if one["target"] not in known
+                    and not one["target"].endswith("/health")
                 )
             ),
             whole=dict(
