@@ -89,7 +89,7 @@ from asyncfetch._model import (
     Stores,
 )
 from asyncfetch._partial import Partial
-from asyncfetch._threads import in_thread, surely_in_thread
+from asyncfetch._threads import in_decode_thread, in_thread, surely_in_thread
 from asyncfetch._together import MOST, Together
 from asyncfetch._version import __version__
 from asyncfetch.errors import (
@@ -119,6 +119,9 @@ RESTING_WORKERS = 2
 # record among 1000 takes 11; a server that answers nothing else would be asked for each
 # of its records.
 MOST_DIVIDED = 40
+# Large answers that are decoded and not yet taken by the consumer: one that it takes
+# next, and one in the decode thread.
+LARGE_RESULTS = 2
 HEARTBEAT = 2.0  # seconds; another writer watches for a multiple of it
 
 
@@ -446,6 +449,9 @@ class Run:
         self.workers = slots + spare + RESTING_WORKERS * slots
         # Who holds one may ask, decode and hold a result.
         self._hands = anyio.Semaphore(slots + spare, fast_acquire=True)
+        # Who holds one may decode a large answer, and has it until it is settled.
+        self._rooms = anyio.Semaphore(LARGE_RESULTS, fast_acquire=True)
+        self._large: set[int] = set()
         self._give, self._take = anyio.create_memory_object_stream[PlannedItem](
             self.workers
         )
@@ -453,8 +459,9 @@ class Run:
             SPARE_WORKERS
         )
 
-    def settle(self, found: list[PlannedItem]) -> None:
-        """Say that a result has been dealt with; *found* joins the queue."""
+    def settle(self, result: ItemResult, found: list[PlannedItem]) -> None:
+        """Say that *result* has been dealt with; *found* joins the queue."""
+        self._leave(result.ordinal)
         self._outstanding -= 1
         self._found.extend(reversed(found))  # taken from the end
         self._settled.set()
@@ -605,6 +612,7 @@ class Run:
                         )
                     )
                     await _send(self._report, result)
+                    del result  # its rows would stay until this worker's next ones
 
     async def _rest(self, seconds: float) -> None:
         """Let another worker go on while this one waits for its next attempt."""
@@ -700,21 +708,44 @@ class Run:
     ) -> tuple[Answer[Decoded], Kept | None, datetime | None]:
         if self._files is not None and planned.item.request.file is not None:
             return await self._fetch_file(self._files, planned, is_probe=is_probe)
-        return await self._ask(planned.item, is_probe=is_probe), None, None
+        return await self._ask(planned, is_probe=is_probe), None, None
 
     def _decode(
-        self, item: Item, chunks: Iterator[bytes], response: Response
+        self, planned: PlannedItem, chunks: Iterator[bytes], response: Response
     ) -> Decoded | Awaitable[Decoded]:
+        item = planned.item
         if self._headed is not None:
             return self._headed.decode_headed(
                 item, chunks, response, as_records=self._as_records
             )
-        if self._together is None or not response.body.is_small:
+        if not response.body.is_small:
+            return self._decode_large(planned, chunks)
+        if self._together is None:
             return self._decode_alone(item, chunks)
         content = whole(chunks)
         if len(content) > INLINE:
             return self._decode_alone(item, iter([content]))
         return self._together.decode(item, content)
+
+    async def _decode_large(
+        self, planned: PlannedItem, chunks: Iterator[bytes]
+    ) -> Decoded:
+        """What it comes to, when others that are large have been taken."""
+        if planned.ordinal not in self._large:
+            await self._rooms.acquire()
+            self._large.add(planned.ordinal)
+        try:
+            return await in_decode_thread(
+                lambda: self._decode_alone(planned.item, chunks)
+            )
+        except BaseException:  # nobody waits for one that waits for its next attempt
+            self._leave(planned.ordinal)
+            raise
+
+    def _leave(self, ordinal: int) -> None:
+        if ordinal in self._large:
+            self._large.remove(ordinal)
+            self._rooms.release()
 
     def _decode_alone(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
         return self._plan.source.decode(item, chunks, as_records=self._as_records)
@@ -736,14 +767,14 @@ class Run:
             value = await exchange.consume(
                 item.request,
                 there,
-                lambda chunks, response: self._decode(item, chunks, response),
+                lambda chunks, response: self._decode(planned, chunks, response),
             )
             kept = Kept(path=path, data=files.root / path)
             answer = Answer(value=value, response=there, attempts=0, elapsed=0.0)
             return answer, kept, found.fetched_at
         partial = files.partial(planned, url)
         try:
-            answer = await self._ask(item, partial, is_probe=is_probe)
+            answer = await self._ask(planned, partial, is_probe=is_probe)
         finally:
             partial.close()
         body = answer.response.body
@@ -754,21 +785,22 @@ class Run:
         return answer, Kept(path=path, data=files.root / path), None
 
     async def _ask(
-        self, item: Item, partial: Partial | None = None, *, is_probe: bool
+        self, planned: PlannedItem, partial: Partial | None = None, *, is_probe: bool
     ) -> Answer[Decoded]:
+        item = planned.item
         first = self._plan.first
         if first is not None and first[0] == item.request:
             value = await self._plan.exchange.consume(
                 item.request,
                 first[1],
-                lambda chunks, response: self._decode(item, chunks, response),
+                lambda chunks, response: self._decode(planned, chunks, response),
             )
             return Answer(value=value, response=first[1], attempts=1, elapsed=0.0)
 
         async def ask(*, impatient: bool) -> Answer[Decoded]:
             return await self._plan.exchange.ask(
                 item.request,
-                lambda chunks, response: self._decode(item, chunks, response),
+                lambda chunks, response: self._decode(planned, chunks, response),
                 interactive=self._interactive,
                 impatient=impatient,
                 spool_dir=self._spool_dir,
@@ -946,7 +978,7 @@ async def collect(
             if plan.source.row_key is not None:
                 result = without_taken_keys(result, plan.source.row_key, taken)  # noqa: PLW2901
             done[result.ordinal] = result
-            run.settle(journal.add(result))
+            run.settle(result, journal.add(result))
             while first_open in done:
                 rows += done[first_open].rows
                 first_open += 1
@@ -1051,7 +1083,7 @@ class BatchStream(ObjectReceiveStream[pa.RecordBatch]):
             if key is not None:
                 result = without_taken_keys(result, key, self._taken)
             self._seen.add(result)
-            self._run.settle(self._journal.add(result))
+            self._run.settle(result, self._journal.add(result))
             if result.outcome is Outcome.FAILED:
                 self.failed.append(failed_item(result))
                 if self._on_error == "raise":
@@ -1305,7 +1337,7 @@ class _Download:
                     if result.follow_up and writer.lacks_names:
                         await in_thread(writer.know_names)
                     found = writer.add(result)
-                self._run.settle(found)
+                self._run.settle(result, found)
                 if writer.wants_flush:
                     await self._on_disk(writer.flush)
                 await self._seal_if_due()

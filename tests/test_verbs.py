@@ -1,6 +1,7 @@
 """The three verbs, and the lives of clients."""
 
 import gc
+import weakref
 
 import anyio
 import pandas as pd
@@ -8,6 +9,8 @@ import pyarrow as pa
 import pytest
 
 import asyncfetch
+from asyncfetch import _engine
+from asyncfetch.services import neuroscout
 from asyncfetch.testing import Fault
 
 pytestmark = pytest.mark.anyio
@@ -82,6 +85,24 @@ async def test_batches_of_a_stream_are_the_rows_and_name_their_item(archive, api
     rows = [row for some in names.values() for row in some]
     assert len(rows) == len(await api.predictor_events.get(**SPEECH))
     assert all(name.startswith("predictor=12725/runs=") for name in names)
+
+
+async def test_rows_of_large_answers_do_not_pile_up(api, monkeypatch):
+    monkeypatch.setattr("asyncfetch._body.INLINE", 0)  # all are
+    rows: list[weakref.ref[pa.RecordBatch]] = []
+    make = neuroscout._event_batch
+
+    def noted(*arguments):
+        batch, silent = make(*arguments)
+        rows.append(weakref.ref(batch))
+        return batch, silent
+
+    monkeypatch.setattr(neuroscout, "_event_batch", noted)
+    async with api.predictor_events.stream(dataset_name="SherlockMerlin") as batches:
+        async for _ in batches:
+            alive = sum(one() is not None for one in rows)
+            assert alive <= _engine.LARGE_RESULTS
+    assert len(rows) > 2 * _engine.LARGE_RESULTS
 
 
 async def test_a_failed_item_raises_where_the_loop_stands(archive, api):

@@ -12,6 +12,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -102,6 +103,9 @@ ROWS_PER_ITEM = 50_000
 EVENTS_PER_SECOND = 1.0
 # Seconds assumed for the few runs without a duration.
 RUN_DURATION = 1500.0
+# An item that comes to more is asked for again in parts: its rows are put in order, and
+# so have to be in memory together.
+MOST_ROWS = 5 * ROWS_PER_ITEM
 ITEMS_PER_BLOCK = 500
 
 # Columns come in the order in which the service writes its keys, which is that of the
@@ -702,7 +706,13 @@ class _Events:
         if as_records:
             events = records_at(document(chunks), ())
             return Decoded(records=sorted(events, key=_event_order))
-        columns = _event_columns(chunks, timed=self._is_timed)
+        is_one_run = len(item.context["runs"]) == 1
+        columns = _event_columns(
+            chunks, timed=self._is_timed, most=inf if is_one_run else MOST_ROWS
+        )
+        if isinstance(columns, int):
+            parts = _parts_of(item, columns, timed=self._is_timed)
+            return Decoded(follow_up=parts, is_split=True)
         batch, silent = _event_batch(columns, item.context)
         return Decoded(
             batches=(batch,),
@@ -771,18 +781,32 @@ def _datasets_of(
 
 
 def _event_items(state: Mapping[str, Any], *, timed: bool = False) -> Iterator[Item]:
-    more = {"stimulus_timing": True} if timed else {}
     for predictor, name, tasks in state["picks"]:
         runs = [run for run in state["runs"] if tasks is None or run[5] in tasks]
-        for batch in _run_batches(runs):
-            ids = [run[0] for run in batch]
-            yield Item(
-                key=f"predictor={predictor}/runs={ids[0]}-{ids[-1]}",
-                request=request_for(
-                    "/predictor-events", predictor_id=predictor, run_id=ids, **more
-                ),
-                context={"predictor": [predictor, name], "runs": batch},
-            )
+        yield from _items_of([predictor, name], runs, EVENTS_PER_SECOND, timed=timed)
+
+
+def _items_of(
+    predictor: Sequence[Any], runs: Sequence[Any], density: float, *, timed: bool
+) -> Iterator[Item]:
+    """The events of a predictor, of which about *density* a second are expected."""
+    more = {"stimulus_timing": True} if timed else {}
+    for batch in _run_batches(runs, density):
+        ids = [run[0] for run in batch]
+        yield Item(
+            key=f"predictor={predictor[0]}/runs={ids[0]}-{ids[-1]}",
+            request=request_for(
+                "/predictor-events", predictor_id=predictor[0], run_id=ids, **more
+            ),
+            context={"predictor": list(predictor), "runs": batch},
+        )
+
+
+def _parts_of(item: Item, rows: int, *, timed: bool) -> tuple[Item, ...]:
+    """Items in place of one that came to so many *rows*."""
+    runs = item.context["runs"]
+    density = rows / sum(map(_seconds, runs))
+    return tuple(_items_of(item.context["predictor"], runs, density, timed=timed))
 
 
 def _seconds(run: Sequence[Any]) -> float:
@@ -790,13 +814,13 @@ def _seconds(run: Sequence[Any]) -> float:
     return float(run[8] or RUN_DURATION)
 
 
-def _run_batches(runs: Sequence[Any]) -> Iterator[list[Any]]:
+def _run_batches(runs: Sequence[Any], density: float) -> Iterator[list[Any]]:
     """Batches of runs that fit a URL and come to about :data:`ROWS_PER_ITEM` rows."""
     batch: list[Any] = []
     room, rows = MAX_TARGET - 100, 0.0
     for run in runs:
         width = len(str(run[0])) + 1
-        more = _seconds(run) * EVENTS_PER_SECOND
+        more = _seconds(run) * density
         if batch and (width > room or rows + more > ROWS_PER_ITEM):
             yield batch
             batch, room, rows = [], MAX_TARGET - 100, 0.0
@@ -830,14 +854,21 @@ _STIMULUS = {
 }
 
 
-def _event_columns(chunks: Iterable[bytes], *, timed: bool) -> _Columns:
+def _event_columns(
+    chunks: Iterable[bytes], *, timed: bool, most: float
+) -> _Columns | int:
+    """The columns of an answer, or only the number of its rows if that is too many."""
     has_unknown = False
+    count = 0
     onset, predictor, run = [], [], []
     duration: list[pa.Array] = []
     value: list[pa.Array] = []
     names = list(_STIMULUS) if timed else ["stimulus_id"]
     stimulus: dict[str, list[pa.Array]] = {name: [] for name in names}
     for events in arrays(chunks, _TIMED_EVENTS_OF if timed else _EVENTS_OF):
+        count += len(events)
+        if count > most:  # they are only counted: the answer must be whole
+            continue
         has_unknown |= bool(events) and type(events[0]) in (_AnyEvent, _AnyTimedEvent)
         # A comprehension reads an attribute in less time than map() does.
         onset.append(np.array([event.onset for event in events], np.float64))
@@ -852,6 +883,8 @@ def _event_columns(chunks: Iterable[bytes], *, timed: bool) -> _Columns:
             stimulus[name].append(
                 pa.array(values, kind) if is_there else pa.nulls(len(values), kind)
             )
+    if count > most:
+        return count
     return _Columns(
         onset=np.concatenate(onset),
         duration=pa.concat_arrays(duration),

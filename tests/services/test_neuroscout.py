@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncfetch
+from asyncfetch import download, open_dataset
 from asyncfetch._model import Item, Request
 from asyncfetch.services import neuroscout
 from asyncfetch.testing import Fault
@@ -83,21 +84,54 @@ async def test_ids_are_ascending_and_urls_are_short_enough(archive, api):
 @given(
     ids=st.sets(st.integers(1, 10**6), max_size=2000),
     durations=st.lists(st.none() | st.floats(1, 10**5), min_size=1),
+    density=st.floats(0.01, 100),
 )
-def test_batches_of_runs_cover_every_run_once_within_the_bounds(ids, durations):
+def test_batches_of_runs_cover_every_run_once_within_the_bounds(
+    ids, durations, density
+):
     ids = sorted(ids)
     runs = [
         [one] + [None] * 7 + [durations[n % len(durations)]]
         for n, one in enumerate(ids)
     ]
-    batches = list(neuroscout._run_batches(runs))
+    items = list(neuroscout._items_of([10**6, "p"], runs, density, timed=False))
+    batches = [item.context["runs"] for item in items]
     assert [run[0] for batch in batches for run in batch] == ids
-    for batch in batches:
-        state = {"picks": [[10**6, "p", None]], "runs": batch}
-        (item,) = neuroscout._event_items(state)
+    for item, batch in zip(items, batches, strict=True):
         assert len(item.request.target) <= neuroscout.MAX_TARGET
-        rows = sum(run[8] or neuroscout.RUN_DURATION for run in batch)
+        rows = density * sum(run[8] or neuroscout.RUN_DURATION for run in batch)
         assert rows <= neuroscout.ROWS_PER_ITEM or len(batch) == 1
+
+
+def rows_at(dest):
+    return open_dataset(dest).rows.to_table()
+
+
+async def test_an_answer_with_far_more_rows_than_expected_is_asked_for_in_parts(
+    archive, api, tmp_path, monkeypatch
+):
+    wanted = {"dataset_name": "SherlockMerlin", "predictor_name": "speech"}
+    await download(api.predictor_events.plan(**wanted), tmp_path / "whole")
+    whole = await look(rows_at, tmp_path / "whole")
+    runs = len(set(whole["run_id"].to_pylist()))
+    monkeypatch.setattr(neuroscout, "MOST_ROWS", whole.num_rows // 2)
+    monkeypatch.setattr(neuroscout, "ROWS_PER_ITEM", whole.num_rows // 3)
+    monkeypatch.setattr(neuroscout, "EVENTS_PER_SECOND", 0.001)
+    before = len(archive.log)
+    report = await download(api.predictor_events.plan(**wanted), tmp_path / "parts")
+    order = [("run_id", "ascending"), ("onset", "ascending"), ("value", "ascending")]
+    parts = await look(rows_at, tmp_path / "parts")
+    assert parts.sort_by(order).equals(whole.sort_by(order))
+    assert report.items["split"] == 1
+    assert report.items["ok"] >= 3
+    asked = [one for one in archive.log[before:] if "/predictor-events" in one.target]
+    assert len(asked) == 1 + report.items["ok"]
+    # A run is never divided, however many rows it has.
+    monkeypatch.setattr(neuroscout, "MOST_ROWS", 5)
+    monkeypatch.setattr(neuroscout, "ROWS_PER_ITEM", 1)
+    report = await download(api.predictor_events.plan(**wanted), tmp_path / "runs")
+    assert report.rows == whole.num_rows
+    assert report.items["ok"] == runs
 
 
 async def test_a_whole_dataset_without_names_is_complete(archive, api):
