@@ -249,8 +249,8 @@ class RestSource:
         style = Style.parse(self.notes["paging"])
         request, number = item.request, item.context["page"]
         place = Place.from_json(request.target, request.range, item.context)
-        # Where a cursor leads on, a page of nothing may lack its list.
-        is_lax = number > 1 and style.kind == "cursor"
+        # A later page that holds nothing may lack its list.
+        is_lax = number > 1 and style.kind in {"cursor", "hal"}
         records = _records(body, self.notes["records"], is_lax=is_lax)
         page = self._page(records, body, head)
         place.check(page)
