@@ -31,8 +31,19 @@ from asyncfetch._model import (
     Response,
 )
 from asyncfetch._threads import in_thread
-from asyncfetch.errors import AsyncfetchError, ConfigurationError, DecodeError
-from asyncfetch.services._paging import NextLinks, Params, path_of, with_query
+from asyncfetch.errors import (
+    AsyncfetchError,
+    ConfigurationError,
+    DecodeError,
+    NotFound,
+)
+from asyncfetch.services._paging import (
+    NextLinks,
+    Params,
+    path_of,
+    segment,
+    with_query,
+)
 from asyncfetch.services._styles import (
     Page,
     Place,
@@ -57,6 +68,8 @@ logger = logging.getLogger("asyncfetch")
 # not by names, have any number of keys. More are kept in `extra`.
 MOST_COLUMNS = 1000
 _INT64 = range(-(2**63), 2**63)
+# The column for what records are keyed by. Fields of a service rarely begin like that.
+KEY = "_key"
 # Whole numbers among others that a double holds to the last digit.
 _EXACT = range(-(2**53), 2**53 + 1)
 
@@ -106,6 +119,8 @@ class RestSource:
     paging: str | None = None
     key: str | None = None
     declared: Mapping[str, str] | None = None
+    is_one: bool = False
+    """Whether one record by its id is asked for, and not a list."""
     limit: int | None = None
     """Pages at most."""
     remembered: Mapping[str, Json] = field(default_factory=dict)
@@ -156,17 +171,31 @@ class RestSource:
             The records cannot be told, or have no such key.
         DecodeError
             They are no objects.
+        NotFound
+            The one that was asked for did not come.
         """
         body = _document(chunks, head.headers)
         where = self.records
+        if self.is_one and (where is None or at(body, where) is None):
+            where = ""  # where lists are in an envelope, a record often is in none
         if where is None:
             where = records_path(body, self.target)
+            if not where and (keyed := _keyed_at(body)) is not None:
+                logger.warning(
+                    "%s: taken for one record; if it is an object of records, say so "
+                    "(records=%r, --records %r)",
+                    self.base_url + self.target.partition("?")[0],
+                    keyed,
+                    keyed,
+                )
         records = _records(body, where)
+        if self.is_one and len(records) != 1:
+            raise NotFound(f"expected one record from {head.url}, got {len(records)}")
         page = self._page(records, body, head)
         style = None if self.paging is None else Style.parse(self.paging)
         if style is None:
-            is_list = isinstance(at(body, where), list)
-            style = (guessed(page) if is_list else None) or Style.parse("none")
+            is_one = isinstance(at(body, where), Mapping)
+            style = (None if is_one else guessed(page)) or Style.parse("none")
             logger.info(
                 "%s: records at %s; pages by %s",
                 self.base_url + self.target.partition("?")[0],
@@ -257,7 +286,9 @@ class RestSource:
         links = NextLinks(self.base_url, leave_out=self.leave_out)
         later = following(style, place, page, links)
         detail: dict[str, Any] = {"page": number}
-        if page.total is not None:
+        # A number in what is one record itself counts something else.
+        is_record = isinstance(body, Mapping) and not self.notes["records"]
+        if page.total is not None and not is_record:
             detail["total"] = page.total
         follow_up: tuple[Item, ...] = ()
         if isinstance(later, AsyncfetchError):
@@ -408,20 +439,37 @@ def _is_empty(value: Any) -> bool:
     return isinstance(value, list) and not value
 
 
+def _keyed_at(body: Any) -> str | None:
+    """Where a body has objects under keys that look like records of one list."""
+    inner = body.items() if isinstance(body, Mapping) else ()
+    for where, found in (("*", body), *((f"{name}.*", one) for name, one in inner)):
+        if isinstance(found, Mapping) and len(found) > 1:
+            several = list(found.values())
+            if all(isinstance(one, Mapping) for one in several) and set.intersection(
+                *map(set, several)
+            ):
+                return where
+    return None
+
+
 def _records(body: Any, where: str, *, is_lax: bool = False) -> list[Any]:
     """The records of a body; an object in the place of a list is the only one.
+
+    Behind a last step ``*`` they are the values of an object, each with its key.
 
     Raises
     ------
     DecodeError
         There are none.
     """
+    is_keyed = where == "*" or where.endswith(".*")
+    where = where[: -len(".*")] if is_keyed else where
     found = at(body, where)
     if (found is None and is_lax) or at(body, "page.totalElements") == 0:
         return []  # where nothing is embedded, HAL has no list
-    if isinstance(found, Mapping):
-        return [found]
     place = f"$.{where}".rstrip(".")
+    if isinstance(found, Mapping):
+        return _of_object(found, place) if is_keyed else [found]
     if not isinstance(found, list):
         keys = f"; it has {', '.join(body)}" if isinstance(body, Mapping) else ""
         raise DecodeError(
@@ -431,14 +479,30 @@ def _records(body: Any, where: str, *, is_lax: bool = False) -> list[Any]:
             code="not-array",
         )
     for number, one in enumerate(found):
-        if not isinstance(one, Mapping):
+        _check_object(one, f"{place}[{number}]")
+    return found
+
+
+def _of_object(found: Mapping[str, Any], place: str) -> list[Any]:
+    for name, one in found.items():
+        _check_object(one, f"{place}.{name}")
+        if one.get(KEY, name) != name:
             raise DecodeError(
-                f"expected an object - at {place}[{number}], got "
-                f"{json.dumps(one, default=str)[:60]}",
-                path=f"{place}[{number}]",
+                f"expected a record without a field {KEY}, which is for its key "
+                f"{name!r} - at {place}.{name}, got {one[KEY]!r}"[:500],
+                path=f"{place}.{name}.{KEY}",
                 code="type",
             )
-    return found
+    return [{KEY: name, **one} for name, one in found.items()]
+
+
+def _check_object(one: Any, place: str) -> None:
+    if not isinstance(one, Mapping):
+        raise DecodeError(
+            f"expected an object - at {place}, got {json.dumps(one, default=str)[:60]}",
+            path=place,
+            code="type",
+        )
 
 
 # --- columns --------------------------------------------------------------------------
@@ -497,7 +561,7 @@ def _are_times(values: list[str]) -> bool:
 
 
 def declared(schema: Any) -> dict[str, str] | None:
-    """A schema as names and kinds: of Arrow, or a dict of names and types.
+    """A schema as names and kinds: of Arrow, or names and types as a dict or a text.
 
     Raises
     ------
@@ -508,12 +572,21 @@ def declared(schema: Any) -> dict[str, str] | None:
         return None
     if isinstance(schema, pa.Schema):
         schema = {one.name: one.type for one in schema}
+    if isinstance(schema, str):
+        schema = dict(_column_of(one) for one in schema.split(",") if one.strip())
     if not isinstance(schema, Mapping) or not schema:
         raise ConfigurationError(
-            f"expected schema= as a pyarrow.Schema or a dict of names and types, got "
-            f"{schema!r}"[:300]
+            f"expected schema= as a pyarrow.Schema, or as names and types in a dict or "
+            f"as name=type,…, got {schema!r}"[:300]
         )
     return {str(name): _spoken(name, kind) for name, kind in schema.items()}
+
+
+def _column_of(text: str) -> tuple[str, str]:
+    name, sign, kind = text.rpartition("=")
+    if not sign:
+        raise ConfigurationError(f"expected NAME=TYPE for a column, got {text!r}")
+    return name.strip(), kind.strip()
 
 
 def _spoken(name: object, kind: Any) -> str:
@@ -652,7 +725,22 @@ class RestTable(Table):
         )
 
     def _plan_of_one(self, key: Any, filters: Mapping[str, Any]) -> _engine.Plan:
-        raise ConfigurationError(
-            f"expected parameters of the query, got {key!r} and {dict(filters)!r}: ask "
-            f"for one record by Rest.get({self.description.name + '/…'!r})"
+        if filters:
+            raise ConfigurationError(
+                f"expected an id or parameters, got {key!r} and {', '.join(filters)}"
+            )
+        asked = self._asked({})
+        source = self._source(asked)
+        path, mark, query = source.target.partition("?")
+        slash = "/" if path.endswith("/") else ""  # as Django has its paths
+        one = f"{path.rstrip('/')}/{segment(str(key))}{slash}"
+        return _engine.Plan(
+            service=self.client.service,
+            table=self.description.name,
+            filters=asked,
+            limit=None,
+            source=replace(
+                source, target=f"{one}{mark}{query}", is_one=True, paging="none"
+            ),
+            exchange=self.client.exchange,
         )

@@ -363,8 +363,9 @@ class Rest(Client):
             Below the base URL, or a URL on its host. A query in it stays.
         records
             Where the records are in an answer: ``results``, ``hits.hits``, or an empty
-            text for all of it. By default the only list of objects that there is, or
-            the answer itself.
+            text for all of it; ``data.*``, or ``*``, where they are the values of an
+            object, whose keys become the field ``_key``. By default the only list of
+            objects that there is, or the answer itself.
         paging
             ``offset``, ``page`` (from 1), ``page0``, ``next`` (a link in the body),
             ``cursor``, ``keyset``, ``link`` (the header, RFC 8288), ``range`` (the
@@ -377,7 +378,8 @@ class Rest(Client):
             A field that is unique: a record that comes twice is one row.
         schema
             The columns: a ``pyarrow.Schema``, or names with ``bool``, ``int64``,
-            ``float64``, ``string``, ``date``, ``timestamp`` or ``json``.
+            ``float64``, ``string``, ``date``, ``timestamp`` or ``json``, as a dict or
+            as ``id=int64,name=string``.
         params
             Parameters of the query; the verbs take more.
         bearer_env
@@ -393,6 +395,9 @@ class Rest(Client):
         its column on a later page is null there and kept, as sent, in the JSON column
         ``extra``, beside the fields that the first page did not have. So no row and no
         digit is lost, whatever comes later.
+
+        ``get`` with an id gives the record that has the path of the list, and the id
+        behind it.
 
         Pages come one after the other, and a page is committed with the way to the
         next. A page or a link that comes again is an item that fails; all rows before
