@@ -83,13 +83,14 @@ class OAuth2ClientCredentials(TokenLogin):
 
     Parameters
     ----------
-    token_path
-        The token endpoint, on the service's own host.
+    token_url
+        The token endpoint: a path below the base URL, or a URL of whatever host. Id and
+        secret go there and nowhere else; the token goes to the service alone.
     """
 
     def __init__(
         self,
-        token_path: str,
+        token_url: str,
         client_id: str,
         client_secret: str,
         *,
@@ -102,7 +103,11 @@ class OAuth2ClientCredentials(TokenLogin):
         }
         if scope is not None:
             fields["scope"] = scope
-        super().__init__(path_of(token_path), fields)
+        scheme, mark, rest = token_url.partition("://")
+        host, _, path = rest.partition("/")
+        self.origin = f"{scheme}://{host}" if mark else None
+        """Where tokens are got, if that was said."""
+        super().__init__(path_of(path if mark else token_url), fields)
         self._request = replace(
             self._request, body=urlencode(fields), headers={"Content-Type": _FORM}
         )
@@ -252,9 +257,23 @@ class Rest(Client):
             )
             base_url = f"https://{base_url}"
         super().__init__(base_url=base_url, auth=auth, **options)
+        if isinstance(auth, OAuth2ClientCredentials) and auth.origin is not None:
+            self.exchange.desk = self._desk(auth, auth.origin, options)
         self.exchange.headers = dict(headers or {})
         now = None if auth is None else auth.credentials
         self._leave_out = frozenset(() if now is None else now.query)
+
+    def _desk(self, auth: Auth, origin: str, options: Mapping[str, Any]) -> Exchange:
+        """What asks for tokens, by the gate of its own host."""
+        if self.exchange.base_url.startswith("https:") and origin.startswith("http:"):
+            raise ConfigurationError(
+                f"expected a token URL by https, got {origin}: the secret could be read"
+            )
+        # The user's limits, and the weak key exchange, are meant for the service.
+        own = {n: o for n, o in options.items() if n not in {"limits", "tls_compat"}}
+        return Exchange(
+            origin, default=self.default_limits, limits=Limits(), auth=auth, **own
+        )
 
     async def get(self, path: str = "", **given: Any) -> Reply:
         """What a GET answers; asked again where that may help (see :meth:`request`)."""
