@@ -66,7 +66,6 @@ from asyncfetch._model import (
     ElsewhereSource,
     Event,
     FailedItem,
-    HeadedSource,
     Item,
     ItemEnded,
     ItemResult,
@@ -433,16 +432,10 @@ class Run:
         slots = plan.exchange.gate.concurrency
         spare = SPARE_WORKERS
         self._performing = 0
-        # Looked up once: this takes microseconds, of which a small item has few.
-        self._headed = plan.source if isinstance(plan.source, HeadedSource) else None
         self._together: Together | None = None
         if isinstance(plan.source, BulkSource) and not as_records:
             spare = MOST
-            self._together = Together(
-                plan.source.decode_many,
-                lambda item, body: self._decode_alone(item, iter([body])),
-                lambda: self._performing,
-            )
+            self._together = Together(plan.source.decode_many, lambda: self._performing)
         self.workers = slots + spare + RESTING_WORKERS * slots
         # Who holds one may ask, decode and hold a result.
         self._hands = anyio.Semaphore(slots + spare, fast_acquire=True)
@@ -705,19 +698,17 @@ class Run:
     def _decode(
         self, item: Item, chunks: Iterator[bytes], response: Response
     ) -> Decoded | Awaitable[Decoded]:
-        if self._headed is not None:
-            return self._headed.decode_headed(
+        def alone(chunks: Iterator[bytes]) -> Decoded:
+            return self._plan.source.decode(
                 item, chunks, response, as_records=self._as_records
             )
+
         if self._together is None or not response.body.is_small:
-            return self._decode_alone(item, chunks)
+            return alone(chunks)
         content = whole(chunks)
         if len(content) > INLINE:
-            return self._decode_alone(item, iter([content]))
-        return self._together.decode(item, content)
-
-    def _decode_alone(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
-        return self._plan.source.decode(item, chunks, as_records=self._as_records)
+            return alone(iter([content]))
+        return self._together.decode(item, content, lambda: alone(iter([content])))
 
     async def _fetch_file(
         self, files: Files, planned: PlannedItem, *, is_probe: bool

@@ -255,16 +255,11 @@ class RestSource:
         )
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
-    ) -> Decoded:
-        """Never called: see :meth:`decode_headed`."""
-        raise NotImplementedError
-
-    def decode_headed(
         self,
         item: Item,
         chunks: Iterator[bytes],
         head: Response,
+        /,
         *,
         as_records: bool,
     ) -> Decoded:

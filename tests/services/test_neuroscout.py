@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asyncfetch
-from asyncfetch._model import Item, Request
+from asyncfetch._model import Item, Request, Response
 from asyncfetch.services import neuroscout
 from asyncfetch.testing import Fault
 from tests.conftest import look
@@ -221,6 +221,9 @@ RUNS = [
 ]
 
 
+HEAD = Response(status=200, headers={}, url="http://host/x", body=None)
+
+
 def decode(events, *, raw=None):
     source = neuroscout._Events(filters={})
     item = Item(
@@ -231,7 +234,7 @@ def decode(events, *, raw=None):
     data = (
         raw if raw is not None else json.dumps(events, separators=(",", ":")).encode()
     )
-    decoded = source.decode(item, iter([data]), as_records=False)
+    decoded = source.decode(item, iter([data]), HEAD, as_records=False)
     table = pa.Table.from_batches(decoded.batches)
     return decoded, table.cast(neuroscout._EVENTS) if events else table
 

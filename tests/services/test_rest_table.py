@@ -665,9 +665,7 @@ def test_rows_hold_all_that_was_sent_whatever_comes_later(pages):
     source = source.taught(chunks(pages[0]), head)
     (block,) = source.enumerate(None)
     for page in pages:
-        found = source.decode_headed(
-            block.items[0], chunks(page), head, as_records=False
-        )
+        found = source.decode(block.items[0], chunks(page), head, as_records=False)
         (batch,) = found.batches
         assert batch.schema == source.schema
         assert batch.num_rows == len(page)
@@ -705,7 +703,9 @@ async def test_types_may_be_given(api, tmp_path):
         short = await rest.table("drift", schema=arrow).get(output_type="arrow")
         with pytest.raises(asyncfetch.ConfigurationError, match="as type of id"):
             rest.table("drift", schema={"id": "number"})
-        with pytest.raises(asyncfetch.ConfigurationError, match="a dict of names"):
+        with pytest.raises(
+            asyncfetch.ConfigurationError, match="in a dict or as name=type"
+        ):
             rest.table("drift", schema=["id"])
     assert report.rows == 4
     assert short.schema.names == ["id", "v", "extra"]
