@@ -98,6 +98,9 @@ _SPOKEN: Mapping[Any, str] = {
 # Names of what a verb takes beside parameters of the query; none begins like that.
 _OPTIONS = ("records", "paging", "key", "schema")
 _LINES = re.compile(r"ndjson|jsonl|json-lines|stream\+json", re.IGNORECASE)
+# What no JSON text has, not even in a string: one object behind another, each on a line
+# of its own. Many services send lines as if they were one text.
+_BETWEEN_LINES = re.compile(rb"\}[ \t\r]*\n\s*\{")
 # Parameters with which a list does not begin at its beginning.
 _STARTS = re.compile(
     r"[$_]?(offset|skip|start|page|page[-_]?number|p|from|after\w*|since\w*|cursor|"
@@ -383,7 +386,7 @@ def _document(chunks: Iterator[bytes], head: Mapping[str, str]) -> Any:
     text = whole(chunks)
     if not text.strip():
         return []
-    if _LINES.search(head.get("Content-Type", "")):
+    if _LINES.search(head.get("Content-Type", "")) or _BETWEEN_LINES.search(text):
         return [document(iter([one])) for one in text.splitlines() if one.strip()]
     return document(iter([text]))
 

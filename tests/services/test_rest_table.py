@@ -206,6 +206,10 @@ class Api:
         text = "\n".join(json.dumps(one) for one in self.records(0, 3))
         return 200, {"Content-Type": "application/x-ndjson"}, text
 
+    def api_stream(self, _query, _):
+        """Lines, said to be JSON."""
+        return 200, {}, "".join(f"{json.dumps(one)}\r\n" for one in self.records(0, 3))
+
     def api_nothing(self, _query, _):
         return 204, {}, ""
 
@@ -488,6 +492,7 @@ async def test_a_page_that_is_lost_although_there_is_more_has_failed(api, tmp_pa
         ("page", ".", 10),
         ("hal", "_embedded.neurons", 10),
         ("lines", None, 3),
+        ("stream", None, 3),
         ("nothing", None, 0),
         ("empty", None, 0),
         ("one", None, 1),
