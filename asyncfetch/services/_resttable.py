@@ -178,27 +178,15 @@ class RestSource:
             The one that was asked for did not come.
         """
         body = _document(chunks, head.headers)
-        where = self.records
-        if self.is_one and (where is None or at(body, where) is None):
-            where = ""  # where lists are in an envelope, a record often is in none
-        if where is None:
-            where = records_path(body, self.target)
-            if not where and (keyed := _keyed_at(body)) is not None:
-                logger.warning(
-                    "%s: taken for one record; if it is an object of records, say so "
-                    "(records=%r, --records %r)",
-                    self.base_url + self.target.partition("?")[0],
-                    keyed,
-                    keyed,
-                )
+        where = self._where(body)
         records = _records(body, where)
         if self.is_one and len(records) != 1:
             raise NotFound(f"expected one record from {head.url}, got {len(records)}")
         page = self._page(records, body, head)
         style = None if self.paging is None else Style.parse(self.paging)
         if style is None:
-            is_one = isinstance(at(body, where), Mapping)
-            style = (None if is_one else guessed(page)) or Style.parse("none")
+            is_list = not isinstance(at(body, where), Mapping)
+            style = (guessed(page) if is_list else None) or Style.parse("none")
             logger.info(
                 "%s: records at %s; pages by %s",
                 self.base_url + self.target.partition("?")[0],
@@ -219,6 +207,24 @@ class RestSource:
             "pages": pages,
         }
         return replace(self, notes={**self.remembered, **learned})
+
+    def _where(self, body: Any) -> str:
+        """Where the records are, as was said or as the first page shows."""
+        if self.is_one:  # where lists are in an envelope, a record often is in none
+            is_there = at(body, self.records or "") is not None
+            return self.records if self.records and is_there else ""
+        if self.records is not None:
+            return self.records
+        where = records_path(body, self.target)
+        if not where and (keyed := _keyed_at(body)) is not None:
+            logger.warning(
+                "%s: taken for one record; if it is an object of records, say so "
+                "(records=%r, --records %r)",
+                self.base_url + self.target.partition("?")[0],
+                keyed,
+                keyed,
+            )
+        return where
 
     def knowing(self, notes: Mapping[str, Any]) -> Self:
         """The source that knows what an earlier run was taught."""
