@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from multidict import CIMultiDict
 
@@ -189,7 +189,12 @@ class RestExchange(Exchange):
             names = {name.lower() for name in request.headers}
             own = {n: v for n, v in self.headers.items() if n.lower() not in names}
             request = replace(request, headers={**own, **request.headers})
-        return await super().ask(request, consume, **options)
+        try:
+            return await super().ask(request, consume, **options)
+        except AsyncfetchError as error:
+            if request.media != "any":  # for single calls: not cleaned of secrets
+                vars(error).pop("held", None)
+            raise
 
     async def consume(
         self, request: Request, response: Response, consume: Consume[T]
@@ -437,9 +442,7 @@ class Rest(Client):
     def _target(self, path: str) -> str:
         base = self.exchange.base_url
         if "://" in path:
-            here, there = urlsplit(base), urlsplit(path)
-            is_here = (here.scheme, here.netloc) == (there.scheme, there.netloc)
-            if not is_here or not path.startswith(base):
+            if not path.startswith(base) or path[len(base) :][:1] not in {*"/?#", ""}:
                 raise ConfigurationError(
                     f"expected a path below {base}, got one elsewhere: make another "
                     "Rest for it"
@@ -460,17 +463,34 @@ def _body_of(
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"expected plain JSON: {error}") from error
     if files:
-        fields = data.items() if isinstance(data, Mapping) else (data or ())
-        texts = [Part(name=name, value=text_of(one)) for name, one in fields]
-        pairs = files.items() if isinstance(files, Mapping) else files
-        return (*texts, *itertools.starmap(_file, pairs)), None
+        texts = [Part(name=name, value=one) for name, one in _fields(data)]
+        return (*texts, *itertools.starmap(_file, _pairs(files, "files"))), None
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data), "application/octet-stream"
     if data is None or isinstance(data, str):
         return data, None if data is None else _kind_of(data)
-    pairs = data.items() if isinstance(data, Mapping) else data
-    form = [(name, text_of(o)) for name, one in pairs for o in members(one)]
-    return urlencode(form), _FORM
+    return urlencode(_fields(data)), _FORM
+
+
+def _fields(data: Any) -> list[tuple[str, str]]:
+    """Fields of a form: a list is as many of them, and None is left out."""
+    return [
+        (name, text_of(one))
+        for name, value in _pairs(data, "data")
+        for one in ([] if value is None else members(value))
+    ]
+
+
+def _pairs(given: Any, what: str) -> list[tuple[str, Any]]:
+    """Names with what they stand for, of a dict or a list of pairs."""
+    found = given.items() if isinstance(given, Mapping) else given or ()
+    try:
+        return [(str(name), one) for name, one in found]
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            f"expected {what} of a form as a dict or a list of pairs, got "
+            f"{type(given).__name__}"
+        ) from None
 
 
 def _kind_of(text: str) -> str:
@@ -485,6 +505,11 @@ def _file(name: str, given: Any) -> Part:
     """A file of a form; one that is open is read again, from its beginning."""
     file_name = content_type = None
     if isinstance(given, tuple):
+        if len(given) not in {2, 3}:
+            raise ConfigurationError(
+                f"expected file name, file and content type for {name}, got "
+                f"{len(given)} things"
+            )
         file_name, given, content_type = (*given, None)[:3]
     if isinstance(given, str | Path):
         given = Path(given)

@@ -177,10 +177,13 @@ async def test_two_files_of_one_name_are_sent_from_the_disk(wire, tmp_path):
 async def test_paths_and_bytes_are_files_too(wire, tmp_path):
     (tmp_path / "a.json").write_bytes(b"{}")
     async with client(wire) as api:
-        await api.post("/", files={"a": tmp_path / "a.json", "b": ("b.bin", b"\0\1")})
+        files = {"a": tmp_path / "a.json", "b": ("b.bin", b"\0\1")}
+        await api.post("/", files=files, data={"n": [1, 2], "none": None})
         with pytest.raises(asyncfetch.ConfigurationError, match="expected a path"):
             await api.post("/", files={"a": 3})
     assert parts_of(wire.bodies[0], wire.requests[0]) == [
+        ("n", None, "text/plain;", b"1"),
+        ("n", None, "text/plain;", b"2"),
         ("a", "a.json", "application/json", b"{}"),
         ("b", "b.bin", "application/octet-stream", b"\0\1"),
     ]
@@ -206,7 +209,7 @@ async def test_a_put_of_json_gives_an_answer_that_holds_failures(wire):
     [
         ({"data": "just words"}, b"just words", "text/plain; charset=utf-8"),
         (
-            {"data": {"a": "1 2", "b": [1, 2]}},
+            {"data": {"a": "1 2", "b": [1, 2], "c": None}},
             b"a=1+2&b=1&b=2",
             "application/x-www-form-urlencoded",
         ),
@@ -224,11 +227,21 @@ async def test_data_is_sent_as_it_is(wire, given, body, kind):
 
 async def test_what_cannot_be_sent_is_said_at_once(wire):
     async with client(wire) as api:
-        for given in ({"json": {1, 2}}, {"json": 1, "data": "x"}):
+        for given in (
+            {"json": {1, 2}},
+            {"json": 1, "data": "x"},
+            {"data": "x", "files": {"a": b"1"}},
+            {"data": 3},
+            {"files": "a.png"},
+            {"files": {"a": (b"1",)}},
+            {"files": {"a": ("b", b"1", "text/csv", {})}},
+        ):
             with pytest.raises(asyncfetch.ConfigurationError):
                 await api.post("/", **given)
         with pytest.raises(asyncfetch.ConfigurationError, match="make another Rest"):
             await api.get("https://elsewhere.example/x")
+        with pytest.raises(asyncfetch.ConfigurationError, match="make another Rest"):
+            await api.get(f"{wire.url}0/x")
         assert (await api.get(f"{wire.url}/x?y=1")).ok
     assert wire.targets == ["/x?y=1"]
 

@@ -452,6 +452,17 @@ async def test_what_the_service_counts_and_does_not_give_is_said(api, tmp_path, 
     assert caplog.text.count("service counts") == 2
 
 
+async def test_an_error_of_a_table_does_not_hold_what_was_refused(api):
+    async with client(api, asyncfetch.Bearer("a-wrong-token")) as rest:
+        with pytest.raises(asyncfetch.AuthenticationError) as caught:
+            await rest.table("secret").get()
+        api.broken["/api/next"] = 1
+        with pytest.raises(asyncfetch.ResponseError) as other:
+            await rest.table("next").get()
+        assert (await rest.get("secret")).json() == {"detail": "who are you?"}
+    assert "held" not in {*vars(caught.value), *vars(other.value)}
+
+
 async def test_a_first_page_that_is_not_there_is_an_error(api, tmp_path):
     async with client(api) as rest:
         table = rest.table("page", paging="page")
