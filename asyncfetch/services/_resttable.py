@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -101,6 +101,9 @@ _LINES = re.compile(r"ndjson|jsonl|json-lines|stream\+json", re.IGNORECASE)
 # What no JSON text has, not even in a string: one object behind another, each on a line
 # of its own. Many services send lines as if they were one text.
 _BETWEEN_LINES = re.compile(rb"\}[ \t\r]*\n\s*\{")
+# What lists of records are called, and what stands beside them and in no record.
+_LISTS = {"results", "data", "items", "rows", "records", "hits", "value", "entry"}
+_LISTING = {"next", "next_url", "next_cursor", "nextPageToken", "_links", "_embedded"}
 # Parameters with which a list does not begin at its beginning.
 _STARTS = re.compile(
     r"[$_]?(offset|skip|start|page|page[-_]?number|p|from|after\w*|since\w*|cursor|"
@@ -412,7 +415,8 @@ def records_path(body: Any, target: str) -> str:
     Raises
     ------
     ConfigurationError
-        There are several lists.
+        There are several lists, or an empty one that might as well be a field of the
+        only record.
     """
     if not isinstance(body, Mapping):
         return ""
@@ -421,18 +425,25 @@ def records_path(body: Any, target: str) -> str:
         dict(body),
         {f"{a}.{b}": one for a, inside in inner.items() for b, one in inside.items()},
     ]
-    checks: tuple[Callable[[Any], bool], ...] = (_has_objects, _is_empty)
-    for is_candidate in checks:
-        for level in levels:
-            found = [name for name, one in level.items() if is_candidate(one)]
-            if len(found) > 1:
-                raise ConfigurationError(
-                    f"expected one list of records from {target}, got "
-                    f"{', '.join(found)}: say which (records=, --records)"
-                )
-            if found:
-                return found[0]
-    return ""
+    candidates = [
+        [name for name, one in level.items() if is_candidate(one)]
+        for is_candidate in (_has_objects, _is_empty)
+        for level in levels
+    ]
+    found = next(filter(None, candidates), [])
+    if len(found) > 1:
+        raise ConfigurationError(
+            f"expected one list of records from {target}, got {', '.join(found)}: say "
+            "which (records=, --records; '' is all of it as one record)"
+        )
+    where = "".join(found)
+    if where and _is_empty(at(body, where)) and not _is_listing(body, where):
+        raise ConfigurationError(
+            f"expected records from {target}, got an object with the empty list "
+            f"{where}: say whether that is the list, or the object the only record "
+            f"(records={where!r} or records='', --records)"
+        )
+    return where
 
 
 def _has_objects(value: Any) -> bool:
@@ -441,6 +452,16 @@ def _has_objects(value: Any) -> bool:
 
 def _is_empty(value: Any) -> bool:
     return isinstance(value, list) and not value
+
+
+def _is_listing(body: Mapping[str, Any], where: str) -> bool:
+    """Whether a body with an empty list is a list of nothing, and no record."""
+    return (
+        len(body) == 1
+        or not _LISTING.isdisjoint(body)
+        or where.rpartition(".")[2] in _LISTS
+        or Page(records=[], body=body, head={}).total == 0
+    )
 
 
 def _keyed_at(body: Any) -> str | None:

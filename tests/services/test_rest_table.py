@@ -24,7 +24,8 @@ from asyncfetch import _cli
 from asyncfetch._decode import JSON
 from asyncfetch._model import Response
 from asyncfetch._verify import verify
-from asyncfetch.services._resttable import RestSource
+from asyncfetch.services._resttable import RestSource, records_path
+from asyncfetch.services._styles import at
 from tests.conftest import Impatient, look
 
 pytestmark = pytest.mark.anyio
@@ -215,6 +216,9 @@ class Api:
 
     def api_empty(self, _query, _):
         return 200, {}, {"count": 0, "results": []}
+
+    def api_untagged(self, _query, _):
+        return 200, {}, {"id": 5, "tags": []}
 
     def api_one(self, _query, _):
         return 200, {}, {"version": "1.2", "ok": True, "tags": ["a"]}
@@ -510,6 +514,8 @@ async def test_a_page_that_is_lost_although_there_is_more_has_failed(api, tmp_pa
         ("next", "", 1),
         ("hal/empty", None, 0),
         ("item", None, 1),
+        ("untagged", "", 1),
+        ("untagged", "tags", 0),
     ],
 )
 async def test_records_are_found(api, path, records, count):
@@ -525,6 +531,7 @@ async def test_records_are_found(api, path, records, count):
     ("path", "records", "expected"),
     [
         ("two", None, "data, included: say which"),
+        ("untagged", None, r"the empty list tags: .*records='tags' or records=''"),
         (
             "next",
             "result",
@@ -593,6 +600,23 @@ async def test_one_record_comes_by_its_id(api):
     assert api.log[0] == "/api/things/a%2Fb?x=1"
     assert api.log[2] == "/api/things/17/"
     assert len(api.log) == 6
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"neurons": []},
+        {"status": "ok", "items": []},
+        {"total": 0, "neurons": []},
+        {"next": None, "neurons": []},
+        {"took": 3, "hits": {"total": {"value": 0}, "hits": []}},
+        {"_embedded": {"neurons": []}, "_links": {}},
+    ],
+    ids=json.dumps,
+)
+def test_a_list_of_nothing_is_told_from_a_record(body):
+    where = records_path(body, "/x")
+    assert at(body, where) == []
 
 
 async def test_a_key_makes_records_one(api, tmp_path):
