@@ -88,7 +88,12 @@ Contact = Annotated[
 ]
 Records = Annotated[
     str | None,
-    typer.Option("--records", metavar="PATH", help="Of a URL: where its records are."),
+    typer.Option(
+        "--records",
+        metavar="PATH",
+        help="Of a URL: where its records are: results, hits.hits; data.* for records "
+        "under keys; '' for all of it.",
+    ),
 ]
 Paging = Annotated[
     str | None,

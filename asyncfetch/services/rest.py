@@ -176,7 +176,7 @@ class Reply:
 
 
 class RestExchange(Exchange):
-    """Asks a host; what it refuses is kept with the error."""
+    """Asks a host; what it replied when it refused is kept with the error."""
 
     headers: Mapping[str, str] = MappingProxyType({})
     """Sent with every request that has none of the same names."""
@@ -193,7 +193,7 @@ class RestExchange(Exchange):
             return await super().ask(request, consume, **options)
         except AsyncfetchError as error:
             if request.media != "any":  # for single calls: not cleaned of secrets
-                vars(error).pop("held", None)
+                vars(error).pop("reply", None)
             raise
 
     async def consume(
@@ -212,8 +212,12 @@ class RestExchange(Exchange):
             error = refusal
             if response.status == 416:  # there is nothing in that range
                 error = NotFound(str(refusal), status=416)
-            held = (response.status, CIMultiDict(response.headers), start)
-            error.__dict__["held"] = held
+            error.__dict__["reply"] = Reply(
+                status_code=response.status,
+                headers=CIMultiDict(response.headers),
+                url=response.url,
+                content=start,
+            )
             raise error from None
 
 
@@ -333,6 +337,8 @@ class Rest(Client):
         ------
         TransportError, IntegrityError
             No answer came, or not all of it.
+        ResponseError
+            A read was led to another host, where nothing is asked.
         """
         body, kind = _body_of(json, data, files)
         sent = dict(headers or {})
@@ -351,16 +357,10 @@ class Rest(Client):
                 request, lambda chunks, _: whole(chunks), interactive=True
             )
         except AsyncfetchError as error:
-            if "held" not in vars(error):
+            reply: Reply | None = vars(error).pop("reply", None)
+            if reply is None:
                 raise
-            status, found, content = vars(error).pop("held")
-            return Reply(
-                status_code=status,
-                headers=found,
-                url=self.exchange.shown_url(request),
-                content=content,
-                error=error,
-            )
+            return replace(reply, error=error)
         return Reply(
             status_code=answer.response.status,
             headers=CIMultiDict(answer.response.headers),

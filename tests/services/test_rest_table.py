@@ -464,7 +464,7 @@ async def test_an_error_of_a_table_does_not_hold_what_was_refused(api):
         with pytest.raises(asyncfetch.ResponseError) as other:
             await rest.table("next").get()
         assert (await rest.get("secret")).json() == {"detail": "who are you?"}
-    assert "held" not in {*vars(caught.value), *vars(other.value)}
+    assert "reply" not in {*vars(caught.value), *vars(other.value)}
 
 
 async def test_a_first_page_that_is_not_there_is_an_error(api, tmp_path):
