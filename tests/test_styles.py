@@ -42,7 +42,7 @@ class Service:
         self.first = first
         self.records = [{"id": 3 * n + 1} for n in range(count)]
         self.size = size
-        self.total = {"total": count} if says_total else {}
+        self.total = {"total": count, "totalElements": count} if says_total else {}
 
     def answer(self, style, place):
         def param(name, default):

@@ -102,7 +102,6 @@ class Api:
         pages = -(-self.count // self.size)
         link = {"href": "http://inside:8080/api/hal{?page,size}", "templated": True}
         body = {
-            "_embedded": {"neurons": self.records(page * self.size)},
             "_links": {"next": link},
             "page": {
                 "number": page,
@@ -110,6 +109,8 @@ class Api:
                 "totalElements": self.count,
             },
         }
+        if page < pages:
+            body["_embedded"] = {"neurons": self.records(page * self.size)}
         return 200, {}, body
 
     def _linked(self, query, link):
@@ -382,6 +383,13 @@ async def test_a_dataset_of_every_style_agrees_and_asks_nothing_twice(
     assert await look(verify, tmp_path / "d") == []
 
 
+async def test_a_walk_that_begins_later_may_look_behind_the_last_page(api):
+    async with client(api) as rest:
+        found = await rest.table("hal").get(page=1)
+    assert found == api.records(10, api.count)
+    assert api.log == [f"/api/hal?page={page}" for page in (1, 2, 3)]
+
+
 async def test_a_cursor_is_given_back_as_it_came(api):
     async with client(api) as rest:
         await rest.table("cursor").get()
@@ -580,6 +588,13 @@ async def test_records_under_keys_that_nobody_mentioned_are_hinted_at(api, caplo
         for path in ("one", "item", "next", "hal"):
             await rest.table(path, paging="none").get(limit=1)
     assert "--records" not in caplog.text
+
+
+async def test_a_number_in_the_only_record_counts_no_records(api, tmp_path):
+    async with client(api) as rest:
+        table = rest.table("things/a", records="")
+        report = await asyncfetch.download(table.plan(), tmp_path / "d")
+    assert (report.rows, report.shortfall) == (1, None)
 
 
 async def test_one_record_comes_by_its_id(api):
