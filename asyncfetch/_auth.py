@@ -205,8 +205,9 @@ class TokenLogin:
     clock
         Seconds that only go up.
 
-    A token that says how long it lives (a JSON Web Token, RFC 7519) is replaced a
-    little before its end. Only the length counts, from one of the server's times to the
+    A token that says how long it lives (a JSON Web Token, RFC 7519), or comes with the
+    seconds that it lives (``expires_in``, RFC 6749), is replaced a little before its
+    end. Only the length counts, from one of the server's times to the
     other, so that it does not matter what this machine's clock says.
     """
 
@@ -278,8 +279,16 @@ class TokenLogin:
             )
         self._former = () if self._current is None else self._current.secrets
         self._current = token(found, scheme=self._scheme)
-        life = lifetime(found)
+        life = min(lifetime(found), _seconds(answer.get("expires_in")))
         self._until = asked + max(life - _EARLY, life / 2)
+
+
+def _seconds(value: object) -> float:
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) else 0.0
+    except ValueError:
+        seconds = 0.0
+    return seconds if seconds > 0 else math.inf
 
 
 def lifetime(jwt: str) -> float:

@@ -88,7 +88,12 @@ Contact = Annotated[
 ]
 Records = Annotated[
     str | None,
-    typer.Option("--records", metavar="PATH", help="Of a URL: where its records are."),
+    typer.Option(
+        "--records",
+        metavar="PATH",
+        help="Of a URL: where its records are: results, hits.hits; data.* for records "
+        "under keys; '' for all of it.",
+    ),
 ]
 Paging = Annotated[
     str | None,
@@ -102,6 +107,15 @@ Paging = Annotated[
 Key = Annotated[
     str | None,
     typer.Option("--key", metavar="FIELD", help="Of a URL: a field that is unique."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--schema",
+        metavar="NAME=TYPE,...",
+        help="Of a URL: its columns, of bool, int64, float64, string, date, timestamp "
+        "or json; @FILE has one a line. [default: what the first page has]",
+    ),
 ]
 BearerEnv = Annotated[
     str | None,
@@ -222,7 +236,7 @@ def _open_table(
     Parameters
     ----------
     about
-        What can be said of a URL: ``records``, ``paging``, ``key``, ``bearer_env``.
+        What can be said of a URL: the options of :meth:`asyncfetch.Rest.table`.
     """
     if not _is_url(name):
         for option, value in about.items():
@@ -262,6 +276,9 @@ def _open_rest(
             )
         options["auth"] = Bearer(token.strip())
     client = Rest(base_url, limits=limits, **options)
+    schema = about.get("schema")
+    if schema is not None and schema.startswith("@"):
+        about = {**about, "schema": ",".join(_lines_of(schema, "--schema"))}
     return client, client.table(name, **about)
 
 
@@ -319,16 +336,28 @@ def _value(text: str, is_json: bool, found: Filter) -> Any:
                 f"expected JSON for {found.name}, got {text!r}: {error}"
             ) from None
     if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigurationError(f"{found.name}={text}: {error.strerror}") from None
-        return [line.strip() for line in lines if line.strip()]
+        return _lines_of(text, found.name)
     return found.parse(text)
+
+
+def _lines_of(text: str, name: str) -> list[str]:
+    """The lines of the file that ``@FILE`` names, without empty ones."""
+    try:
+        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigurationError(f"{name}={text}: {error.strerror}") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _word(value: Any) -> str:
+    """A filter's value as a word of the command line has it."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={one}" for name, one in value.items())
+    return ",".join(map(str, _as_list(value)))
 
 
 def _in_loop(work: Callable[[], Any]) -> Any:
@@ -420,6 +449,7 @@ def show(
     records: Records = None,
     paging: Paging = None,
     key: Key = None,
+    schema: Columns = None,
     bearer_env: BearerEnv = None,
     plot: Annotated[
         Path | None,
@@ -438,6 +468,7 @@ def show(
         "records": records,
         "paging": paging,
         "key": key,
+        "schema": schema,
         "bearer_env": bearer_env,
     }
     client, found = _open_table(
@@ -445,9 +476,9 @@ def show(
     )
     filters = filters_of(words, found.description)
     wanted = columns.split(",") if columns else None
-    schema = found.description.schema
+    known = found.description.schema
     if not found.description.takes_any:
-        _check_columns(table, wanted, schema.names)
+        _check_columns(table, wanted, known.names)
 
     async def get() -> Any:
         async with client:
@@ -456,7 +487,7 @@ def show(
             return await found.get(output_type="arrow", limit=limit, **filters)
 
     if plot is not None:
-        _check_drawable(table, schema)
+        _check_drawable(table, known)
     rows = _in_loop(get)
     if plot is not None:
         _draw(rows, plot)
@@ -605,6 +636,7 @@ def fetch(
     records: Records = None,
     paging: Paging = None,
     key: Key = None,
+    schema: Columns = None,
     bearer_env: BearerEnv = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -617,6 +649,7 @@ def fetch(
         "records": records,
         "paging": paging,
         "key": key,
+        "schema": schema,
         "bearer_env": bearer_env,
     }
     client, found = _open_table(
@@ -1034,10 +1067,7 @@ def status(
         print(json.dumps({**facts, "failed": [asdict(one) for one in lines]}))
         return
     plan = view.plan
-    words = " ".join(
-        f"{name}={','.join(map(str, _as_list(value)))}"
-        for name, value in plan.filters.items()
-    )
+    words = " ".join(f"{name}={_word(value)}" for name, value in plan.filters.items())
     print(f"{plan.service}/{plan.table} {words}".rstrip())
     print(f"from {plan.base_url}")
     if plan.notes is not None:

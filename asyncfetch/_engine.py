@@ -66,7 +66,6 @@ from asyncfetch._model import (
     ElsewhereSource,
     Event,
     FailedItem,
-    HeadedSource,
     Item,
     ItemEnded,
     ItemResult,
@@ -436,16 +435,10 @@ class Run:
         slots = plan.exchange.gate.concurrency
         spare = SPARE_WORKERS
         self._performing = 0
-        # Looked up once: this takes microseconds, of which a small item has few.
-        self._headed = plan.source if isinstance(plan.source, HeadedSource) else None
         self._together: Together | None = None
         if isinstance(plan.source, BulkSource) and not as_records:
             spare = MOST
-            self._together = Together(
-                plan.source.decode_many,
-                lambda item, body: self._decode_alone(item, iter([body])),
-                lambda: self._performing,
-            )
+            self._together = Together(plan.source.decode_many, lambda: self._performing)
         self.workers = slots + spare + RESTING_WORKERS * slots
         # Who holds one may ask, decode and hold a result.
         self._hands = anyio.Semaphore(slots + spare, fast_acquire=True)
@@ -714,41 +707,38 @@ class Run:
         self, planned: PlannedItem, chunks: Iterator[bytes], response: Response
     ) -> Decoded | Awaitable[Decoded]:
         item = planned.item
-        if self._headed is not None:
-            return self._headed.decode_headed(
+
+        def alone(chunks: Iterator[bytes]) -> Decoded:
+            return self._plan.source.decode(
                 item, chunks, response, as_records=self._as_records
             )
+
         if not response.body.is_small:
-            return self._decode_large(planned, chunks)
+            return self._decode_large(planned.ordinal, lambda: alone(chunks))
         if self._together is None:
-            return self._decode_alone(item, chunks)
+            return alone(chunks)
         content = whole(chunks)
         if len(content) > INLINE:
-            return self._decode_alone(item, iter([content]))
-        return self._together.decode(item, content)
+            return alone(iter([content]))
+        return self._together.decode(item, content, lambda: alone(iter([content])))
 
     async def _decode_large(
-        self, planned: PlannedItem, chunks: Iterator[bytes]
+        self, ordinal: int, decode: Callable[[], Decoded]
     ) -> Decoded:
         """What it comes to, when others that are large have been taken."""
-        if planned.ordinal not in self._large:
+        if ordinal not in self._large:
             await self._rooms.acquire()
-            self._large.add(planned.ordinal)
+            self._large.add(ordinal)
         try:
-            return await in_decode_thread(
-                lambda: self._decode_alone(planned.item, chunks)
-            )
+            return await in_decode_thread(decode)
         except BaseException:  # nobody waits for one that waits for its next attempt
-            self._leave(planned.ordinal)
+            self._leave(ordinal)
             raise
 
     def _leave(self, ordinal: int) -> None:
         if ordinal in self._large:
             self._large.remove(ordinal)
             self._rooms.release()
-
-    def _decode_alone(self, item: Item, chunks: Iterator[bytes]) -> Decoded:
-        return self._plan.source.decode(item, chunks, as_records=self._as_records)
 
     async def _fetch_file(
         self, files: Files, planned: PlannedItem, *, is_probe: bool

@@ -19,7 +19,7 @@ import anyio.to_thread
 from asyncfetch._dataset import held
 from asyncfetch._engine import Plan, settled, survey
 from asyncfetch._ledger import Ledger
-from asyncfetch._model import ChainSource, ElsewhereSource, Item
+from asyncfetch._model import ChainSource, ElsewhereSource, Item, RereadSource
 from asyncfetch.errors import NotFound
 
 # Fewer items than this say less about the others than the service's usual sizes do.
@@ -135,6 +135,9 @@ async def estimate(
             left.sampled = sample or 0
         else:
             seen_bytes = expected_bytes = 0.0
+        if not left.count and not ledger.wants_more:
+            for item in await anyio.to_thread.run_sync(_again, plan, ledger):
+                left.add(item)
     if ledger is None or ledger.wants_more:
         found = await survey(
             plan,
@@ -217,6 +220,16 @@ def _look(ledger: Ledger, left: _Left) -> tuple[int, float, float]:
             seen += size
             expected += left.usual(planned.item)
     return count, seen, expected
+
+
+def _again(plan: Plan, ledger: Ledger) -> tuple[Item, ...]:
+    """Where all has ended: what a run reads again, or goes on with by a new limit."""
+    source = plan.source
+    if not isinstance(source, RereadSource):
+        return ()
+    if plan.limit is not None and not isinstance(source, ChainSource):
+        return ()
+    return source.again(ledger.rows, ledger.details())
 
 
 async def _measure(

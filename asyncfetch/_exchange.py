@@ -142,6 +142,8 @@ class Exchange:
 
     failures: ClassVar[Mapping[int, Failure]] = FAILURES
     """Statuses by which the host itself may have failed."""
+    desk: Exchange | None = None
+    """Asks for credentials, where another origin than the service's gives them out."""
 
     def __init__(
         self,
@@ -212,6 +214,8 @@ class Exchange:
         """Close the connections, and leave the host to other processes."""
         try:
             await self._transport.aclose()
+            if self.desk is not None:
+                await self.desk.aclose()
         finally:
             if self._profile is not None:
                 await self._profile.part()
@@ -520,19 +524,23 @@ class Exchange:
         return current
 
     async def _renew(self, auth: Auth, asking: _Asking) -> None:
-        place = self.gate.question()
+        desk = self.desk or self
+        await desk._join()  # noqa: SLF001 - of its own kind
+        place = desk.gate.question()
         asking = replace(asking, interactive=True, place=place, partial=None)
         steps = auth.renew()
         try:
             request = next(steps)
             while True:
                 try:
-                    response = await self._attempt(request, None, asking)
+                    response = await desk._attempt(  # noqa: SLF001
+                        request, None, asking
+                    )
                 except (AuthenticationError, NotFound, ResponseError) as error:
                     if is_transient(error):
                         raise
                     raise AuthenticationError(
-                        f"{self.host} gives no access: {error}",
+                        f"{desk.host} gives no access: {error}",
                         status=getattr(error, "status", 0),
                         is_fatal=True,
                     ) from error

@@ -232,9 +232,19 @@ class Source(Protocol):
         """Steps to the items, from the beginning (None) or after a block's cursor."""
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
-        """Rows of one item, as batches or as sent. Pure: same bytes, same rows."""
+        """Rows of one item, as batches or as sent. Pure: same answer, same rows.
+
+        *head* is the answer that *chunks* are the proved content of, for a service that
+        says something of its rows in the headers or by its final URL.
+        """
 
     def shortfall(self, rows: int, details: Iterable[Mapping[str, Any]]) -> str | None:
         """One line if the service promised more rows than came, else None."""
@@ -295,21 +305,6 @@ class RereadSource(Source, Protocol):
 
         Called anew when they have ended, too: sooner or later it must give none.
         """
-
-
-@runtime_checkable
-class HeadedSource(Source, Protocol):
-    """A source to which the heads of answers say something, too."""
-
-    def decode_headed(
-        self,
-        item: Item,
-        chunks: Iterator[bytes],
-        head: Response,
-        *,
-        as_records: bool,
-    ) -> Decoded:
-        """As :meth:`Source.decode`, with headers and URL of the answer."""
 
 
 @runtime_checkable

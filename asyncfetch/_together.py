@@ -42,9 +42,7 @@ class Together:
     ----------
     decode_many
         Gives one result for each body, in their order, or None for one that is to be
-        decoded by itself. Called in a thread, as is
-    decode_one
-        Decodes one body.
+        decoded by itself. Called in a thread.
     under_way
         How many items may still bring an answer, those that wait here included.
     """
@@ -52,16 +50,18 @@ class Together:
     def __init__(
         self,
         decode_many: Callable[[list[tuple[Item, bytes]]], list[Decoded | None]],
-        decode_one: Callable[[Item, bytes], Decoded],
         under_way: Callable[[], int],
     ) -> None:
         self._decode_many = decode_many
-        self._decode_one = decode_one
         self._under_way = under_way
         self._open: _Group | None = None
 
-    async def decode(self, item: Item, body: bytes) -> Decoded:
+    async def decode(
+        self, item: Item, body: bytes, alone: Callable[[], Decoded]
+    ) -> Decoded:
         """What *body* comes to, after a moment of waiting for others.
+
+        *alone* decodes it by itself; called in a thread.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class Together:
         # Nothing was found if whoever led was cancelled.
         one = None if group.found is None else group.found[place]
         if one is None:
-            one = await in_decode_thread(lambda: self._decode_one(item, body))
+            one = await in_decode_thread(alone)
         return one
 
     def _close(self, group: _Group) -> None:

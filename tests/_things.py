@@ -40,6 +40,7 @@ from asyncfetch._model import (
     Json,
     Limits,
     Request,
+    Response,
 )
 from asyncfetch.services._table import Client, Description, Filter
 from asyncfetch.testing import Fault, serve
@@ -90,7 +91,13 @@ class _Things:
         )
 
     def decode(
-        self, _item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        _item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         body = document(chunks)
         halves = body.get("halves", ())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import asyncfetch
 from asyncfetch import testing
-from asyncfetch._auth import TokenLogin, api_key, basic, hide, token
+from asyncfetch._auth import Reply, TokenLogin, api_key, basic, hide, token
 from asyncfetch._model import Request
 from asyncfetch.errors import (
     AuthenticationError,
@@ -440,3 +440,26 @@ def test_a_command_with_debug_says_no_secret(auth, tmp_path, asyncfetch_archive)
     assert not holds_secret(done.stdout + done.stderr)
     assert not files_with_secret(tmp_path)
     assert done.returncode == (3 if "TokenLogin" in auth else 0)
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "end"),
+    [
+        (1000, 700),
+        ("900.5", 600.5),
+        (60, 30),
+        *((one, None) for one in (None, "soon", 0)),
+    ],
+)
+def test_a_token_is_replaced_before_the_end_that_comes_with_it(expires_in, end):
+    now = 0
+    auth = TokenLogin("/login", LOGIN, clock=lambda: now)
+    steps = auth.renew()
+    next(steps)
+    answered = {"access_token": "opaque", "expires_in": expires_in}
+    with pytest.raises(StopIteration):
+        steps.send(Reply(status=200, body=json.dumps(answered).encode()))
+    now = (end or 1e9) - 1
+    assert auth.credentials is not None
+    now += 1
+    assert (auth.credentials is None) == (end is not None)

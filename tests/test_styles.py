@@ -38,10 +38,11 @@ def page_of(records, body=None, head=None):
 class Service:
     """A list of so many records, some on each page; it may say how many there are."""
 
-    def __init__(self, count, size, *, says_total):
+    def __init__(self, count, size, *, says_total, first=0):
+        self.first = first
         self.records = [{"id": 3 * n + 1} for n in range(count)]
         self.size = size
-        self.total = {"total": count} if says_total else {}
+        self.total = {"total": count, "totalElements": count} if says_total else {}
 
     def answer(self, style, place):
         def param(name, default):
@@ -62,9 +63,9 @@ class Service:
                 some = piece((param("page", first) - first) * size)
                 return page_of(some, {"items": some, **self.total})
             case "hal":
-                number, pages = param("page", 0), -(-count // size)
+                number, pages = param("page", self.first), -(-count // size)
                 paging = {"number": number, "totalPages": pages, **self.total}
-                some = piece(number * size)
+                some = piece((number - self.first) * size)
                 return page_of(some, {"page": paging, "_embedded": {"items": some}})
             case "next" | "link" | "cursor":
                 start = param("c", 0)
@@ -119,6 +120,27 @@ def test_every_record_comes_once_and_in_order(kind, count, size, says_total):
     records, end = walk(service.answer, style, style.first("/items?x=%2F"))
     assert end is None
     assert records == service.records
+
+
+@given(
+    begin=st.integers(0, 60),
+    count=st.integers(1, 60),
+    size=st.integers(1, 20),
+    first=st.integers(0, 1),
+)
+def test_a_walk_from_any_page_comes_to_the_last_one(begin, count, size, first):
+    """Pages of HAL count from 0 or from 1, and only the first one shows from what."""
+    begin = first + begin % -(-count // size)
+    service = Service(count, size, says_total=True, first=first)
+    style = Style.parse("hal")
+    place, records = style.first(f"/items?page={begin}"), []
+    while place is not None:
+        page = service.answer(style, place)
+        records += page.records
+        # Of a list that it has not seen the beginning of, a walk may look too far.
+        assert page.records or (begin > first == 0 and not place.is_promised)
+        place = following(style, place, page, LINKS)
+    assert records == service.records[(begin - first) * size :]
 
 
 @given(lead=st.integers(0, 200), circle=st.integers(1, 100))

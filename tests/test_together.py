@@ -30,7 +30,7 @@ class Decoder:
             for _, body in bodies
         ]
 
-    def alone(self, _, body):
+    def alone(self, body):
         assert threading.current_thread() is not threading.main_thread()
         self.lonely.append(body)
         if body == b"broken":
@@ -40,7 +40,10 @@ class Decoder:
         return Decoded(detail={"body": body})
 
     def together(self, under_way=1000):
-        return Together(self, self.alone, lambda: under_way)
+        return Together(self, lambda: under_way)
+
+    async def ask(self, together, body):
+        return await together.decode(ITEM, body, lambda: self.alone(body))
 
 
 async def test_a_full_group_is_decoded_at_once_and_each_gets_its_own():
@@ -48,7 +51,7 @@ async def test_a_full_group_is_decoded_at_once_and_each_gets_its_own():
     together = decoder.together()
 
     async def ask(body):
-        found[body] = (await together.decode(ITEM, body)).detail["body"]
+        found[body] = (await decoder.ask(together, body)).detail["body"]
 
     bodies = [b"%d" % n for n in range(2 * MOST)]
     async with anyio.create_task_group() as group:
@@ -66,20 +69,22 @@ async def test_a_group_with_enough_bytes_waits_for_nobody(monkeypatch):
     with anyio.fail_after(60):
         async with anyio.create_task_group() as group:
             for _ in range(4):
-                group.start_soon(together.decode, ITEM, bytes(ENOUGH // 2))
+                group.start_soon(decoder.ask, together, bytes(ENOUGH // 2))
     assert [len(group) for group in decoder.groups] == [2, 2]
 
 
 async def test_the_only_one_waits_for_nobody(monkeypatch):
     monkeypatch.setattr("asyncfetch._together.LINGER", 3600)
+    decoder = Decoder()
     with anyio.fail_after(60):
-        found = await Decoder().together(1).decode(ITEM, b"x")
+        found = await decoder.ask(decoder.together(1), b"x")
     assert found.detail == {"body": b"x"}
 
 
 async def test_who_waits_in_vain_is_decoded_after_a_moment():
+    decoder = Decoder()
     with anyio.fail_after(60):
-        found = await Decoder().together(5).decode(ITEM, b"x")
+        found = await decoder.ask(decoder.together(5), b"x")
     assert found.detail == {"body": b"x"}
 
 
@@ -91,7 +96,7 @@ async def test_a_body_that_cannot_be_decoded_harms_no_other(odd, place):
 
     async def ask(body):
         try:
-            found.append((await together.decode(ITEM, body)).detail["body"])
+            found.append((await decoder.ask(together, body)).detail["body"])
         except (DecodeError, ZeroDivisionError):
             failed.append(body)
 
@@ -109,12 +114,13 @@ async def test_a_body_that_cannot_be_decoded_harms_no_other(odd, place):
 @pytest.mark.parametrize("place", range(3))
 async def test_others_are_decoded_when_one_is_cancelled(monkeypatch, place):
     monkeypatch.setattr("asyncfetch._together.LINGER", 3600)
-    together, found = Decoder().together(), []
+    decoder, found = Decoder(), []
+    together = decoder.together()
     scopes = [anyio.CancelScope() for _ in range(3)]
 
     async def ask(number):
         with scopes[number]:
-            await together.decode(ITEM, b"%d" % number)
+            await decoder.ask(together, b"%d" % number)
             found.append(number)
 
     with anyio.fail_after(60):
@@ -126,5 +132,5 @@ async def test_others_are_decoded_when_one_is_cancelled(monkeypatch, place):
             if place:  # else its leader is gone, and the others go on alone
                 await anyio.wait_all_tasks_blocked()
                 for number in range(MOST - 3):
-                    group.start_soon(together.decode, ITEM, b"more %d" % number)
+                    group.start_soon(decoder.ask, together, b"more %d" % number)
     assert sorted(found) == [n for n in range(3) if n != place]

@@ -40,7 +40,8 @@ def client_class(service: str) -> type[Client]:
         near = difflib.get_close_matches(service, SERVICES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ConfigurationError(
-            f"no service {service!r}{hint}; there are {', '.join(SERVICES)}"
+            f"no service {service!r}{hint}; there are {', '.join(SERVICES)}, and to "
+            "show and fetch any URL like https://host/path will do, too"
         ) from None
     found: type[Client] = getattr(import_module(module), name)
     return found

@@ -29,6 +29,7 @@ from asyncfetch._model import (
     Json,
     Limits,
     Request,
+    Response,
 )
 from asyncfetch.errors import ConfigurationError, NotFound
 from asyncfetch.services._listing import AlyxTable, Listing
@@ -173,7 +174,13 @@ class DataFiles:
         return next(iter(sorted(there, key=_is_bucket, reverse=True)), None)
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """The row of a file; its bytes are compared where they are stored."""
         if item.request.file is None:

@@ -32,6 +32,7 @@ from asyncfetch._model import (
     Item,
     Json,
     Request,
+    Response,
 )
 from asyncfetch.errors import ConfigurationError, DecodeError, IntegrityError
 from asyncfetch.services._lookups import django, encoded, joined, on_json, pairs_of
@@ -219,7 +220,13 @@ class Listing:
             yield self.item({**context, **ends})
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """Rows of one answer; one that does not hold them all leads to others."""
         return self.read(item, document(chunks), as_records=as_records)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from asyncfetch._decode import EXTRA, JSON, batch_of, document, whole
-from asyncfetch._model import Decoded, Enumeration, Item, Json, Request
+from asyncfetch._model import Decoded, Enumeration, Item, Json, Request, Response
 from asyncfetch.errors import DecodeError, IntegrityError
 from asyncfetch.services._papers import markdown, paper_of
 from asyncfetch.services._select import Census, Record, Walk, all_unparsed
@@ -108,7 +108,13 @@ class PerNeuron:
         )
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """One row; of nulls where the body is empty.
 

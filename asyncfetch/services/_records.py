@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from asyncfetch._decode import batch_of, document
-from asyncfetch._model import Block, Decoded, Enumeration, Item, Json
+from asyncfetch._model import Block, Decoded, Enumeration, Item, Json, Response
 from asyncfetch.errors import DecodeError, IntegrityError
 from asyncfetch.services._papers import markdown, papers_of
 from asyncfetch.services._select import (
@@ -61,7 +61,13 @@ class Pages:
         )
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """Rows of one page; the last page leads on if there are more by now.
 

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -31,8 +31,19 @@ from asyncfetch._model import (
     Response,
 )
 from asyncfetch._threads import in_thread
-from asyncfetch.errors import AsyncfetchError, ConfigurationError, DecodeError
-from asyncfetch.services._paging import NextLinks, Params, path_of, with_query
+from asyncfetch.errors import (
+    AsyncfetchError,
+    ConfigurationError,
+    DecodeError,
+    NotFound,
+)
+from asyncfetch.services._paging import (
+    NextLinks,
+    Params,
+    path_of,
+    segment,
+    with_query,
+)
 from asyncfetch.services._styles import (
     Page,
     Place,
@@ -57,6 +68,8 @@ logger = logging.getLogger("asyncfetch")
 # not by names, have any number of keys. More are kept in `extra`.
 MOST_COLUMNS = 1000
 _INT64 = range(-(2**63), 2**63)
+# The column for what records are keyed by. Fields of a service rarely begin like that.
+KEY = "_key"
 # Whole numbers among others that a double holds to the last digit.
 _EXACT = range(-(2**53), 2**53 + 1)
 
@@ -85,6 +98,12 @@ _SPOKEN: Mapping[Any, str] = {
 # Names of what a verb takes beside parameters of the query; none begins like that.
 _OPTIONS = ("records", "paging", "key", "schema")
 _LINES = re.compile(r"ndjson|jsonl|json-lines|stream\+json", re.IGNORECASE)
+# What no JSON text has, not even in a string: one object behind another, each on a line
+# of its own. Many services send lines as if they were one text.
+_BETWEEN_LINES = re.compile(rb"\}[ \t\r]*\n\s*\{")
+# What lists of records are called, and what stands beside them and in no record.
+_LISTS = {"results", "data", "items", "rows", "records", "hits", "value", "entry"}
+_LISTING = {"next", "next_url", "next_cursor", "nextPageToken", "_links", "_embedded"}
 # Parameters with which a list does not begin at its beginning.
 _STARTS = re.compile(
     r"[$_]?(offset|skip|start|page|page[-_]?number|p|from|after\w*|since\w*|cursor|"
@@ -106,6 +125,8 @@ class RestSource:
     paging: str | None = None
     key: str | None = None
     declared: Mapping[str, str] | None = None
+    is_one: bool = False
+    """Whether one record by its id is asked for, and not a list."""
     limit: int | None = None
     """Pages at most."""
     remembered: Mapping[str, Json] = field(default_factory=dict)
@@ -156,16 +177,18 @@ class RestSource:
             The records cannot be told, or have no such key.
         DecodeError
             They are no objects.
+        NotFound
+            The one that was asked for did not come.
         """
         body = _document(chunks, head.headers)
-        where = self.records
-        if where is None:
-            where = records_path(body, self.target)
+        where = self._where(body)
         records = _records(body, where)
+        if self.is_one and len(records) != 1:
+            raise NotFound(f"expected one record from {head.url}, got {len(records)}")
         page = self._page(records, body, head)
         style = None if self.paging is None else Style.parse(self.paging)
         if style is None:
-            is_list = isinstance(at(body, where), list)
+            is_list = not isinstance(at(body, where), Mapping)
             style = (guessed(page) if is_list else None) or Style.parse("none")
             logger.info(
                 "%s: records at %s; pages by %s",
@@ -187,6 +210,24 @@ class RestSource:
             "pages": pages,
         }
         return replace(self, notes={**self.remembered, **learned})
+
+    def _where(self, body: Any) -> str:
+        """Where the records are, as was said or as the first page shows."""
+        if self.is_one:  # where lists are in an envelope, a record often is in none
+            is_there = at(body, self.records or "") is not None
+            return self.records if self.records and is_there else ""
+        if self.records is not None:
+            return self.records
+        where = records_path(body, self.target)
+        if not where and (keyed := _keyed_at(body)) is not None:
+            logger.warning(
+                "%s: taken for one record; if it is an object of records, say so "
+                "(records=%r, --records %r)",
+                self.base_url + self.target.partition("?")[0],
+                keyed,
+                keyed,
+            )
+        return where
 
     def knowing(self, notes: Mapping[str, Any]) -> Self:
         """The source that knows what an earlier run was taught."""
@@ -226,16 +267,11 @@ class RestSource:
         )
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
-    ) -> Decoded:
-        """Never called: see :meth:`decode_headed`."""
-        raise NotImplementedError
-
-    def decode_headed(
         self,
         item: Item,
         chunks: Iterator[bytes],
         head: Response,
+        /,
         *,
         as_records: bool,
     ) -> Decoded:
@@ -249,15 +285,17 @@ class RestSource:
         style = Style.parse(self.notes["paging"])
         request, number = item.request, item.context["page"]
         place = Place.from_json(request.target, request.range, item.context)
-        # Where a cursor leads on, a page of nothing may lack its list.
-        is_lax = number > 1 and style.kind == "cursor"
+        # A later page that holds nothing may lack its list.
+        is_lax = number > 1 and style.kind in {"cursor", "hal"}
         records = _records(body, self.notes["records"], is_lax=is_lax)
         page = self._page(records, body, head)
         place.check(page)
         links = NextLinks(self.base_url, leave_out=self.leave_out)
         later = following(style, place, page, links)
         detail: dict[str, Any] = {"page": number}
-        if page.total is not None:
+        # A number in what is one record itself counts something else.
+        is_record = isinstance(body, Mapping) and not self.notes["records"]
+        if page.total is not None and not is_record:
             detail["total"] = page.total
         follow_up: tuple[Item, ...] = ()
         if isinstance(later, AsyncfetchError):
@@ -357,7 +395,7 @@ def _document(chunks: Iterator[bytes], head: Mapping[str, str]) -> Any:
     text = whole(chunks)
     if not text.strip():
         return []
-    if _LINES.search(head.get("Content-Type", "")):
+    if _LINES.search(head.get("Content-Type", "")) or _BETWEEN_LINES.search(text):
         return [document(iter([one])) for one in text.splitlines() if one.strip()]
     return document(iter([text]))
 
@@ -377,7 +415,8 @@ def records_path(body: Any, target: str) -> str:
     Raises
     ------
     ConfigurationError
-        There are several lists.
+        There are several lists, or an empty one that might as well be a field of the
+        only record.
     """
     if not isinstance(body, Mapping):
         return ""
@@ -386,18 +425,25 @@ def records_path(body: Any, target: str) -> str:
         dict(body),
         {f"{a}.{b}": one for a, inside in inner.items() for b, one in inside.items()},
     ]
-    checks: tuple[Callable[[Any], bool], ...] = (_has_objects, _is_empty)
-    for is_candidate in checks:
-        for level in levels:
-            found = [name for name, one in level.items() if is_candidate(one)]
-            if len(found) > 1:
-                raise ConfigurationError(
-                    f"expected one list of records from {target}, got "
-                    f"{', '.join(found)}: say which (records=, --records)"
-                )
-            if found:
-                return found[0]
-    return ""
+    candidates = [
+        [name for name, one in level.items() if is_candidate(one)]
+        for is_candidate in (_has_objects, _is_empty)
+        for level in levels
+    ]
+    found = next(filter(None, candidates), [])
+    if len(found) > 1:
+        raise ConfigurationError(
+            f"expected one list of records from {target}, got {', '.join(found)}: say "
+            "which (records=, --records; '' is all of it as one record)"
+        )
+    where = "".join(found)
+    if where and _is_empty(at(body, where)) and not _is_listing(body, where):
+        raise ConfigurationError(
+            f"expected records from {target}, got an object with the empty list "
+            f"{where}: say whether that is the list, or the object the only record "
+            f"(records={where!r} or records='', --records)"
+        )
+    return where
 
 
 def _has_objects(value: Any) -> bool:
@@ -408,20 +454,47 @@ def _is_empty(value: Any) -> bool:
     return isinstance(value, list) and not value
 
 
+def _is_listing(body: Mapping[str, Any], where: str) -> bool:
+    """Whether a body with an empty list is a list of nothing, and no record."""
+    return (
+        len(body) == 1
+        or not _LISTING.isdisjoint(body)
+        or where.rpartition(".")[2] in _LISTS
+        or Page(records=[], body=body, head={}).total == 0
+    )
+
+
+def _keyed_at(body: Any) -> str | None:
+    """Where a body has objects under keys that look like records of one list."""
+    inner = body.items() if isinstance(body, Mapping) else ()
+    for where, found in (("*", body), *((f"{name}.*", one) for name, one in inner)):
+        if isinstance(found, Mapping) and len(found) > 1:
+            several = list(found.values())
+            if all(isinstance(one, Mapping) for one in several) and set.intersection(
+                *map(set, several)
+            ):
+                return where
+    return None
+
+
 def _records(body: Any, where: str, *, is_lax: bool = False) -> list[Any]:
     """The records of a body; an object in the place of a list is the only one.
+
+    Behind a last step ``*`` they are the values of an object, each with its key.
 
     Raises
     ------
     DecodeError
         There are none.
     """
+    is_keyed = where == "*" or where.endswith(".*")
+    where = where[: -len(".*")] if is_keyed else where
     found = at(body, where)
     if (found is None and is_lax) or at(body, "page.totalElements") == 0:
         return []  # where nothing is embedded, HAL has no list
-    if isinstance(found, Mapping):
-        return [found]
     place = f"$.{where}".rstrip(".")
+    if isinstance(found, Mapping):
+        return _of_object(found, place) if is_keyed else [found]
     if not isinstance(found, list):
         keys = f"; it has {', '.join(body)}" if isinstance(body, Mapping) else ""
         raise DecodeError(
@@ -431,14 +504,30 @@ def _records(body: Any, where: str, *, is_lax: bool = False) -> list[Any]:
             code="not-array",
         )
     for number, one in enumerate(found):
-        if not isinstance(one, Mapping):
+        _check_object(one, f"{place}[{number}]")
+    return found
+
+
+def _of_object(found: Mapping[str, Any], place: str) -> list[Any]:
+    for name, one in found.items():
+        _check_object(one, f"{place}.{name}")
+        if one.get(KEY, name) != name:
             raise DecodeError(
-                f"expected an object - at {place}[{number}], got "
-                f"{json.dumps(one, default=str)[:60]}",
-                path=f"{place}[{number}]",
+                f"expected a record without a field {KEY}, which is for its key "
+                f"{name!r} - at {place}.{name}, got {one[KEY]!r}"[:500],
+                path=f"{place}.{name}.{KEY}",
                 code="type",
             )
-    return found
+    return [{KEY: name, **one} for name, one in found.items()]
+
+
+def _check_object(one: Any, place: str) -> None:
+    if not isinstance(one, Mapping):
+        raise DecodeError(
+            f"expected an object - at {place}, got {json.dumps(one, default=str)[:60]}",
+            path=place,
+            code="type",
+        )
 
 
 # --- columns --------------------------------------------------------------------------
@@ -497,7 +586,7 @@ def _are_times(values: list[str]) -> bool:
 
 
 def declared(schema: Any) -> dict[str, str] | None:
-    """A schema as names and kinds: of Arrow, or a dict of names and types.
+    """A schema as names and kinds: of Arrow, or names and types as a dict or a text.
 
     Raises
     ------
@@ -508,12 +597,21 @@ def declared(schema: Any) -> dict[str, str] | None:
         return None
     if isinstance(schema, pa.Schema):
         schema = {one.name: one.type for one in schema}
+    if isinstance(schema, str):
+        schema = dict(_column_of(one) for one in schema.split(",") if one.strip())
     if not isinstance(schema, Mapping) or not schema:
         raise ConfigurationError(
-            f"expected schema= as a pyarrow.Schema or a dict of names and types, got "
-            f"{schema!r}"[:300]
+            f"expected schema= as a pyarrow.Schema, or as names and types in a dict or "
+            f"as name=type,…, got {schema!r}"[:300]
         )
     return {str(name): _spoken(name, kind) for name, kind in schema.items()}
+
+
+def _column_of(text: str) -> tuple[str, str]:
+    name, sign, kind = text.rpartition("=")
+    if not sign:
+        raise ConfigurationError(f"expected NAME=TYPE for a column, got {text!r}")
+    return name.strip(), kind.strip()
 
 
 def _spoken(name: object, kind: Any) -> str:
@@ -652,7 +750,22 @@ class RestTable(Table):
         )
 
     def _plan_of_one(self, key: Any, filters: Mapping[str, Any]) -> _engine.Plan:
-        raise ConfigurationError(
-            f"expected parameters of the query, got {key!r} and {dict(filters)!r}: ask "
-            f"for one record by Rest.get({self.description.name + '/…'!r})"
+        if filters:
+            raise ConfigurationError(
+                f"expected an id or parameters, got {key!r} and {', '.join(filters)}"
+            )
+        asked = self._asked({})
+        source = self._source(asked)
+        path, mark, query = source.target.partition("?")
+        slash = "/" if path.endswith("/") else ""  # as Django has its paths
+        one = f"{path.rstrip('/')}/{segment(str(key))}{slash}"
+        return _engine.Plan(
+            service=self.client.service,
+            table=self.description.name,
+            filters=asked,
+            limit=None,
+            source=replace(
+                source, target=f"{one}{mark}{query}", is_one=True, paging="none"
+            ),
+            exchange=self.client.exchange,
         )

@@ -155,9 +155,11 @@ class Style:
         if self.kind == "range":
             asked = f"{self.names['unit']}=0-{int(step or 1) - 1}"
             return Place(target=target, range=asked)
+        begin = param_of(target, self.names.get("param", ""))
         if step:
             target = with_param(target, self.names["size"], step)
-        return Place(target=target)
+        first = "1" if self.kind == "page" else "0"
+        return Place(target=target, is_whole=begin in {None, first})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +209,8 @@ class Place:
     """Empty pages right before this one."""
     most: int = 0
     """Records on the fullest page before."""
+    is_whole: bool = True
+    """Whether the walk began where the list does, so that totals are those of both."""
     is_promised: bool = True
     """Whether the page must be there: a 404 of another one may be the end."""
     trail: tuple[str, ...] = ()
@@ -220,6 +224,7 @@ class Place:
             "seen": self.seen,
             "empty": self.empty,
             "most": self.most,
+            "whole": self.is_whole,
             "trail": " ".join(self.trail),
         }
 
@@ -235,6 +240,7 @@ class Place:
             seen=context["seen"],
             empty=context["empty"],
             most=context["most"],
+            is_whole=context["whole"],
             trail=tuple(context["trail"].split()),
         )
 
@@ -323,7 +329,8 @@ def following(
         later = place.after(page, target, asked)
     except (DecodeError, IntegrityError) as error:
         return error
-    is_promised = not style.may_end_absent or (page.sure_total or 0) > later.seen
+    is_counted = later.is_whole and (page.sure_total or 0) > later.seen
+    is_promised = is_counted or not style.may_end_absent
     return replace(later, is_promised=is_promised)
 
 
@@ -377,7 +384,10 @@ def _by_hal(style: Style, place: Place, page: Page, links: NextLinks) -> _Next:
             f"expected page {asked}, got page {number} - at $.page.number of "
             f"{place.target}"
         )
-    if number + 1 >= pages:
+    # The first page says from what they count. A walk that began at a later one cannot
+    # know, and may find nothing behind the last page.
+    is_from_zero = number == place.number - 1
+    if number >= pages - is_from_zero:
         return None
     return with_param(place.target, style.names["param"], str(number + 1)), None
 

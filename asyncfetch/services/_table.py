@@ -32,6 +32,7 @@ from asyncfetch._model import (
     Json,
     Limits,
     Request,
+    Response,
     Source,
     Stores,
 )
@@ -239,10 +240,16 @@ class Nothing:
         yield Block(())
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """Never called."""
-        return self.of.decode(item, chunks, as_records=as_records)
+        return self.of.decode(item, chunks, head, as_records=as_records)
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]
@@ -271,9 +278,15 @@ class _One:
         yield Block((Item(key="one", request=request, context={"one": True}),))
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
-        return self.of.decode(item, chunks, as_records=as_records)
+        return self.of.decode(item, chunks, head, as_records=as_records)
 
     def shortfall(
         self, _rows: int, _details: Iterable[Mapping[str, Any]]

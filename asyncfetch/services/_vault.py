@@ -27,6 +27,7 @@ from asyncfetch._model import (
     Item,
     Json,
     Request,
+    Response,
 )
 from asyncfetch._neurovault_schema import NULLS, PAGE, UNITS
 from asyncfetch.errors import (
@@ -290,7 +291,13 @@ class Lists:
         return () if window is None else tuple(map(self.item, window.divided(error)))
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """Rows of one page that match; the last page may lead on."""
         body = document(chunks)
@@ -574,12 +581,18 @@ class Images(Lists):
         yield Block((*items, *unread))
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """Rows of one page that match."""
         if item.context.get("collections"):
             return readable_again(document(chunks), self.item)
-        return super(Images, self).decode(item, chunks, as_records=as_records)
+        return super(Images, self).decode(item, chunks, head, as_records=as_records)
 
     @property
     def _of_record(self) -> Mapping[str, Json]:

@@ -31,6 +31,7 @@ from asyncfetch._model import (
     Item,
     Json,
     Request,
+    Response,
     Source,
 )
 from asyncfetch._neurovault_schema import IMAGE, PAGE
@@ -227,7 +228,13 @@ class Files:
         return tuple(map(self._page, window.divided(error)))
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """The row of a file that is whole."""
         if item.request.file is None:  # what could not be read while planning, can be

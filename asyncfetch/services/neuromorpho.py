@@ -37,6 +37,7 @@ from asyncfetch._model import (
     Json,
     Limits,
     Request,
+    Response,
     Source,
 )
 from asyncfetch.errors import ConfigurationError, DecodeError, NotFound, ResponseError
@@ -281,7 +282,13 @@ class _Traces:
         return _elsewhere(item, self.version)
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """Nodes in file order; what was odd goes into the item.
 

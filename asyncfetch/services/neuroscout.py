@@ -42,6 +42,7 @@ from asyncfetch._model import (
     Json,
     Limits,
     Request,
+    Response,
     Source,
 )
 from asyncfetch._threads import in_thread
@@ -262,7 +263,13 @@ class _Listing:
         return Item(key=request.target, request=request, context=context)
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """Rows that match, in the server's order."""
         body = document(chunks)
@@ -700,7 +707,13 @@ class _Events:
         return [one for one in found if one["name"] in names]
 
     def decode(
-        self, item: Item, chunks: Iterator[bytes], *, as_records: bool
+        self,
+        item: Item,
+        chunks: Iterator[bytes],
+        _head: Response,
+        /,
+        *,
+        as_records: bool,
     ) -> Decoded:
         """Rows by predictor, run and onset."""
         if as_records:

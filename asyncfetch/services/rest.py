@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from multidict import CIMultiDict
 
@@ -83,13 +83,14 @@ class OAuth2ClientCredentials(TokenLogin):
 
     Parameters
     ----------
-    token_path
-        The token endpoint, on the service's own host.
+    token_url
+        The token endpoint: a path below the base URL, or a URL of whatever host. Id and
+        secret go there and nowhere else; the token goes to the service alone.
     """
 
     def __init__(
         self,
-        token_path: str,
+        token_url: str,
         client_id: str,
         client_secret: str,
         *,
@@ -102,7 +103,11 @@ class OAuth2ClientCredentials(TokenLogin):
         }
         if scope is not None:
             fields["scope"] = scope
-        super().__init__(path_of(token_path), fields)
+        scheme, mark, rest = token_url.partition("://")
+        host, _, path = rest.partition("/")
+        self.origin = f"{scheme}://{host}" if mark else None
+        """Where tokens are got, if that was said."""
+        super().__init__(path_of(path if mark else token_url), fields)
         self._request = replace(
             self._request, body=urlencode(fields), headers={"Content-Type": _FORM}
         )
@@ -171,7 +176,7 @@ class Reply:
 
 
 class RestExchange(Exchange):
-    """Asks a host; what it refuses is kept with the error."""
+    """Asks a host; what it replied when it refused is kept with the error."""
 
     headers: Mapping[str, str] = MappingProxyType({})
     """Sent with every request that has none of the same names."""
@@ -184,7 +189,12 @@ class RestExchange(Exchange):
             names = {name.lower() for name in request.headers}
             own = {n: v for n, v in self.headers.items() if n.lower() not in names}
             request = replace(request, headers={**own, **request.headers})
-        return await super().ask(request, consume, **options)
+        try:
+            return await super().ask(request, consume, **options)
+        except AsyncfetchError as error:
+            if request.media != "any":  # for single calls: not cleaned of secrets
+                vars(error).pop("reply", None)
+            raise
 
     async def consume(
         self, request: Request, response: Response, consume: Consume[T]
@@ -202,8 +212,12 @@ class RestExchange(Exchange):
             error = refusal
             if response.status == 416:  # there is nothing in that range
                 error = NotFound(str(refusal), status=416)
-            held = (response.status, CIMultiDict(response.headers), start)
-            error.__dict__["held"] = held
+            error.__dict__["reply"] = Reply(
+                status_code=response.status,
+                headers=CIMultiDict(response.headers),
+                url=response.url,
+                content=start,
+            )
             raise error from None
 
 
@@ -252,9 +266,23 @@ class Rest(Client):
             )
             base_url = f"https://{base_url}"
         super().__init__(base_url=base_url, auth=auth, **options)
+        if isinstance(auth, OAuth2ClientCredentials) and auth.origin is not None:
+            self.exchange.desk = self._desk(auth, auth.origin, options)
         self.exchange.headers = dict(headers or {})
         now = None if auth is None else auth.credentials
         self._leave_out = frozenset(() if now is None else now.query)
+
+    def _desk(self, auth: Auth, origin: str, options: Mapping[str, Any]) -> Exchange:
+        """What asks for tokens, by the gate of its own host."""
+        if self.exchange.base_url.startswith("https:") and origin.startswith("http:"):
+            raise ConfigurationError(
+                f"expected a token URL by https, got {origin}: the secret could be read"
+            )
+        # The user's limits, and the weak key exchange, are meant for the service.
+        own = {n: o for n, o in options.items() if n not in {"limits", "tls_compat"}}
+        return Exchange(
+            origin, default=self.default_limits, limits=Limits(), auth=auth, **own
+        )
 
     async def get(self, path: str = "", **given: Any) -> Reply:
         """What a GET answers; asked again where that may help (see :meth:`request`)."""
@@ -309,6 +337,8 @@ class Rest(Client):
         ------
         TransportError, IntegrityError
             No answer came, or not all of it.
+        ResponseError
+            A read was led to another host, where nothing is asked.
         """
         body, kind = _body_of(json, data, files)
         sent = dict(headers or {})
@@ -327,16 +357,10 @@ class Rest(Client):
                 request, lambda chunks, _: whole(chunks), interactive=True
             )
         except AsyncfetchError as error:
-            if "held" not in vars(error):
+            reply: Reply | None = vars(error).pop("reply", None)
+            if reply is None:
                 raise
-            status, found, content = vars(error).pop("held")
-            return Reply(
-                status_code=status,
-                headers=found,
-                url=self.exchange.shown_url(request),
-                content=content,
-                error=error,
-            )
+            return replace(reply, error=error)
         return Reply(
             status_code=answer.response.status,
             headers=CIMultiDict(answer.response.headers),
@@ -363,8 +387,9 @@ class Rest(Client):
             Below the base URL, or a URL on its host. A query in it stays.
         records
             Where the records are in an answer: ``results``, ``hits.hits``, or an empty
-            text for all of it. By default the only list of objects that there is, or
-            the answer itself.
+            text for all of it; ``data.*``, or ``*``, where they are the values of an
+            object, whose keys become the field ``_key``. By default the only list of
+            objects that there is, or the answer itself.
         paging
             ``offset``, ``page`` (from 1), ``page0``, ``next`` (a link in the body),
             ``cursor``, ``keyset``, ``link`` (the header, RFC 8288), ``range`` (the
@@ -377,7 +402,8 @@ class Rest(Client):
             A field that is unique: a record that comes twice is one row.
         schema
             The columns: a ``pyarrow.Schema``, or names with ``bool``, ``int64``,
-            ``float64``, ``string``, ``date``, ``timestamp`` or ``json``.
+            ``float64``, ``string``, ``date``, ``timestamp`` or ``json``, as a dict or
+            as ``id=int64,name=string``.
         params
             Parameters of the query; the verbs take more.
         bearer_env
@@ -393,6 +419,9 @@ class Rest(Client):
         its column on a later page is null there and kept, as sent, in the JSON column
         ``extra``, beside the fields that the first page did not have. So no row and no
         digit is lost, whatever comes later.
+
+        ``get`` with an id gives the record that has the path of the list, and the id
+        behind it.
 
         Pages come one after the other, and a page is committed with the way to the
         next. A page or a link that comes again is an item that fails; all rows before
@@ -413,9 +442,7 @@ class Rest(Client):
     def _target(self, path: str) -> str:
         base = self.exchange.base_url
         if "://" in path:
-            here, there = urlsplit(base), urlsplit(path)
-            is_here = (here.scheme, here.netloc) == (there.scheme, there.netloc)
-            if not is_here or not path.startswith(base):
+            if not path.startswith(base) or path[len(base) :][:1] not in {*"/?#", ""}:
                 raise ConfigurationError(
                     f"expected a path below {base}, got one elsewhere: make another "
                     "Rest for it"
@@ -436,17 +463,34 @@ def _body_of(
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"expected plain JSON: {error}") from error
     if files:
-        fields = data.items() if isinstance(data, Mapping) else (data or ())
-        texts = [Part(name=name, value=text_of(one)) for name, one in fields]
-        pairs = files.items() if isinstance(files, Mapping) else files
-        return (*texts, *itertools.starmap(_file, pairs)), None
+        texts = [Part(name=name, value=one) for name, one in _fields(data)]
+        return (*texts, *itertools.starmap(_file, _pairs(files, "files"))), None
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data), "application/octet-stream"
     if data is None or isinstance(data, str):
         return data, None if data is None else _kind_of(data)
-    pairs = data.items() if isinstance(data, Mapping) else data
-    form = [(name, text_of(o)) for name, one in pairs for o in members(one)]
-    return urlencode(form), _FORM
+    return urlencode(_fields(data)), _FORM
+
+
+def _fields(data: Any) -> list[tuple[str, str]]:
+    """Fields of a form: a list is as many of them, and None is left out."""
+    return [
+        (name, text_of(one))
+        for name, value in _pairs(data, "data")
+        for one in ([] if value is None else members(value))
+    ]
+
+
+def _pairs(given: Any, what: str) -> list[tuple[str, Any]]:
+    """Names with what they stand for, of a dict or a list of pairs."""
+    found = given.items() if isinstance(given, Mapping) else given or ()
+    try:
+        return [(str(name), one) for name, one in found]
+    except (TypeError, ValueError):
+        raise ConfigurationError(
+            f"expected {what} of a form as a dict or a list of pairs, got "
+            f"{type(given).__name__}"
+        ) from None
 
 
 def _kind_of(text: str) -> str:
@@ -461,6 +505,11 @@ def _file(name: str, given: Any) -> Part:
     """A file of a form; one that is open is read again, from its beginning."""
     file_name = content_type = None
     if isinstance(given, tuple):
+        if len(given) not in {2, 3}:
+            raise ConfigurationError(
+                f"expected file name, file and content type for {name}, got "
+                f"{len(given)} things"
+            )
         file_name, given, content_type = (*given, None)[:3]
     if isinstance(given, str | Path):
         given = Path(given)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import asyncfetch
 from asyncfetch import download, open_dataset
-from asyncfetch._model import Item, Request
+from asyncfetch._model import Item, Request, Response
 from asyncfetch.services import neuroscout
 from asyncfetch.testing import Fault
 from tests.conftest import look
@@ -255,6 +255,9 @@ RUNS = [
 ]
 
 
+HEAD = Response(status=200, headers={}, url="http://host/x", body=None)
+
+
 def decode(events, *, raw=None):
     source = neuroscout._Events(filters={})
     item = Item(
@@ -265,7 +268,7 @@ def decode(events, *, raw=None):
     data = (
         raw if raw is not None else json.dumps(events, separators=(",", ":")).encode()
     )
-    decoded = source.decode(item, iter([data]), as_records=False)
+    decoded = source.decode(item, iter([data]), HEAD, as_records=False)
     table = pa.Table.from_batches(decoded.batches)
     return decoded, table.cast(neuroscout._EVENTS) if events else table
 

@@ -177,10 +177,13 @@ async def test_two_files_of_one_name_are_sent_from_the_disk(wire, tmp_path):
 async def test_paths_and_bytes_are_files_too(wire, tmp_path):
     (tmp_path / "a.json").write_bytes(b"{}")
     async with client(wire) as api:
-        await api.post("/", files={"a": tmp_path / "a.json", "b": ("b.bin", b"\0\1")})
+        files = {"a": tmp_path / "a.json", "b": ("b.bin", b"\0\1")}
+        await api.post("/", files=files, data={"n": [1, 2], "none": None})
         with pytest.raises(asyncfetch.ConfigurationError, match="expected a path"):
             await api.post("/", files={"a": 3})
     assert parts_of(wire.bodies[0], wire.requests[0]) == [
+        ("n", None, "text/plain;", b"1"),
+        ("n", None, "text/plain;", b"2"),
         ("a", "a.json", "application/json", b"{}"),
         ("b", "b.bin", "application/octet-stream", b"\0\1"),
     ]
@@ -206,7 +209,7 @@ async def test_a_put_of_json_gives_an_answer_that_holds_failures(wire):
     [
         ({"data": "just words"}, b"just words", "text/plain; charset=utf-8"),
         (
-            {"data": {"a": "1 2", "b": [1, 2]}},
+            {"data": {"a": "1 2", "b": [1, 2], "c": None}},
             b"a=1+2&b=1&b=2",
             "application/x-www-form-urlencoded",
         ),
@@ -224,11 +227,21 @@ async def test_data_is_sent_as_it_is(wire, given, body, kind):
 
 async def test_what_cannot_be_sent_is_said_at_once(wire):
     async with client(wire) as api:
-        for given in ({"json": {1, 2}}, {"json": 1, "data": "x"}):
+        for given in (
+            {"json": {1, 2}},
+            {"json": 1, "data": "x"},
+            {"data": "x", "files": {"a": b"1"}},
+            {"data": 3},
+            {"files": "a.png"},
+            {"files": {"a": (b"1",)}},
+            {"files": {"a": ("b", b"1", "text/csv", {})}},
+        ):
             with pytest.raises(asyncfetch.ConfigurationError):
                 await api.post("/", **given)
         with pytest.raises(asyncfetch.ConfigurationError, match="make another Rest"):
             await api.get("https://elsewhere.example/x")
+        with pytest.raises(asyncfetch.ConfigurationError, match="make another Rest"):
+            await api.get(f"{wire.url}0/x")
         assert (await api.get(f"{wire.url}/x?y=1")).ok
     assert wire.targets == ["/x?y=1"]
 
@@ -283,6 +296,61 @@ async def test_an_application_gets_its_token_and_another_when_it_is_over(wire):
     assert wire.targets == ["/oauth/token", "/x", "/oauth/token", "/x"]
     head = next(one for one in wire.requests if b"/oauth/token" in one)
     assert b"application/x-www-form-urlencoded" in head
+
+
+async def test_tokens_may_come_from_another_host(wire, caplog):
+    """Each host gets what is its own: id and secret, or the token."""
+    caplog.set_level("DEBUG", logger="asyncfetch")
+    tokens = iter(["first-token", "second-token"])
+    wire.respond = lambda head, _: answer(
+        b"{}", status="200 OK" if b"Bearer second-token" in head else "401 No"
+    )
+    async with open_wire() as desk:
+        desk.respond = lambda *_: answer(
+            json.dumps({"access_token": next(tokens), "expires_in": 3600}).encode()
+        )
+        auth = asyncfetch.OAuth2ClientCredentials(
+            f"{desk.url}/oauth/token?v=2", "client-id", "client-secret", scope="read"
+        )
+        async with client(wire, auth, headers={"X-Client": "me"}) as api:
+            gates = {api.exchange.gate.host, api.exchange.desk.gate.host}
+            reply = await api.get("/x")
+            assert reply.status_code == 200
+            desk.respond = lambda *_: answer(
+                b'{"error": "client-secret is wrong"}', status="400 Bad Request"
+            )
+            wire.respond = lambda *_: answer(b"{}", status="401 No")
+            with pytest.raises(asyncfetch.AuthenticationError) as caught:
+                await api.get("/y")
+    assert len(gates) == 2
+    assert wire.targets == ["/x", "/x", "/y"]
+    assert desk.targets == ["/oauth/token?v=2"] * 3
+    assert b"client_secret=client-secret&scope=read" in desk.bodies[0]
+    assert not any(b"Authorization" in one for one in desk.requests)
+    assert not any(b"X-Client" in one for one in desk.requests)
+    assert not any(b"client-" in one for one in [*wire.requests, *wire.bodies])
+    assert desk.url.removeprefix("http://") in str(caught.value)
+    for secret in ("client-secret", "first-token", "second-token"):
+        assert secret not in f"{caplog.text}{caught.value!r}{reply!r}{api!r}{auth!r}"
+
+
+async def test_a_token_host_that_leads_elsewhere_gets_nobody_there(wire):
+    async with open_wire(answer(b'{"access_token": "abcdef"}')) as elsewhere:
+        moved = f"Location: {elsewhere.url}/oauth/token\r\n"
+        async with open_wire(
+            answer(b"", status="307 Temporary Redirect", headers=moved)
+        ) as desk:
+            auth = asyncfetch.OAuth2ClientCredentials(f"{desk.url}/t", "id", "a secret")
+            async with client(wire, auth) as api:
+                with pytest.raises(asyncfetch.AuthenticationError, match="307"):
+                    await api.get("/x")
+        assert (len(desk.requests), elsewhere.requests, wire.requests) == (1, [], [])
+
+
+def test_a_secret_is_not_sent_in_the_clear():
+    auth = asyncfetch.OAuth2ClientCredentials("http://login.example/t", "id", "secret")
+    with pytest.raises(asyncfetch.ConfigurationError, match="by https"):
+        asyncfetch.Rest("https://host.example", auth)
 
 
 def test_a_url_without_a_scheme_means_https_and_says_so_once(caplog):

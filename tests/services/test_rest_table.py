@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import anyio
 import pyarrow as pa
@@ -24,7 +24,8 @@ from asyncfetch import _cli
 from asyncfetch._decode import JSON
 from asyncfetch._model import Response
 from asyncfetch._verify import verify
-from asyncfetch.services._resttable import RestSource
+from asyncfetch.services._resttable import RestSource, records_path
+from asyncfetch.services._styles import at
 from tests.conftest import Impatient, look
 
 pytestmark = pytest.mark.anyio
@@ -61,7 +62,22 @@ class Api:
         if self.broken[target] > 0:
             self.broken[target] -= 1
             return 400, {}, {"detail": "no"}
+        path = parts.path.removeprefix("/api/things/")
+        if path != parts.path:
+            if path == "no":
+                return 404, {}, {"detail": "Not found."}
+            return 200, {}, self.thing(unquote(path))
         return getattr(self, parts.path.strip("/").replace("/", "_"))(query, headers)
+
+    def thing(self, name):
+        """A record by its id, with a list and a number in it."""
+        return {"id": name, "total": 9, "parts": [{"n": 1}, {"n": 2}]}
+
+    def api_boxed_7(self, _query, _):
+        return 200, {}, {"data": {"id": 7}}
+
+    def api_boxed_0(self, _query, _):
+        return 200, {}, {"data": []}
 
     def api_offset(self, query, _):
         size = min(int(query.get("limit", 10)), 7)  # a cap that nobody mentions
@@ -86,7 +102,6 @@ class Api:
         pages = -(-self.count // self.size)
         link = {"href": "http://inside:8080/api/hal{?page,size}", "templated": True}
         body = {
-            "_embedded": {"neurons": self.records(page * self.size)},
             "_links": {"next": link},
             "page": {
                 "number": page,
@@ -94,6 +109,8 @@ class Api:
                 "totalElements": self.count,
             },
         }
+        if page < pages:
+            body["_embedded"] = {"neurons": self.records(page * self.size)}
         return 200, {}, body
 
     def _linked(self, query, link):
@@ -191,14 +208,51 @@ class Api:
         text = "\n".join(json.dumps(one) for one in self.records(0, 3))
         return 200, {"Content-Type": "application/x-ndjson"}, text
 
+    def api_stream(self, _query, _):
+        """Lines, said to be JSON."""
+        return 200, {}, "".join(f"{json.dumps(one)}\r\n" for one in self.records(0, 3))
+
     def api_nothing(self, _query, _):
         return 204, {}, ""
 
     def api_empty(self, _query, _):
         return 200, {}, {"count": 0, "results": []}
 
+    def api_untagged(self, _query, _):
+        return 200, {}, {"id": 5, "tags": []}
+
     def api_one(self, _query, _):
         return 200, {}, {"version": "1.2", "ok": True, "tags": ["a"]}
+
+    def api_hal_one(self, query, _):
+        """Pages that count from 1, and of which none has a link to the next."""
+        page = int(query.get("page", 1))
+        pages = -(-self.count // self.size)
+        paging = {"number": page, "totalPages": pages, "totalElements": self.count}
+        body = {"_links": {"self": {"href": "x"}}, "page": paging}
+        if page <= pages:
+            body["_embedded"] = {"neurons": self.records((page - 1) * self.size)}
+        return 200, {}, body
+
+    def api_keyed(self, query, _):
+        """Records under their keys; the last page says that there is none."""
+        start = int(query.get("start", 0))
+        end = start + self.size
+        found = {
+            f"k{n}": {"name": one["name"]}
+            for n, one in enumerate(self.records(start), start)
+        }
+        more = f"?start={end}" if end < self.count else None
+        return 200, {}, {"data": found, "meta": {"next": more, "total": self.count}}
+
+    def api_keys(self, _query, _):
+        return 200, {}, {"a1": {"v": 1}, "b2": {"v": 2, "_key": "b2"}}
+
+    def api_keys_clash(self, _query, _):
+        return 200, {}, {"a1": {"v": 1}, "b2": {"v": 2, "_key": "c"}}
+
+    def api_keys_odd(self, _query, _):
+        return 200, {}, {"a1": {"v": 1}, "b2": 7}
 
     def api_hal_empty(self, _query, _):
         return 200, {}, {"_links": {"self": {}}, "page": {"totalElements": 0}}
@@ -289,6 +343,7 @@ STYLES = [
     pytest.param("page", "page:step=25", 1, id="page, all at once"),
     pytest.param("hal", "hal", 3, id="hal"),
     pytest.param("hal", None, 3, id="hal, guessed"),
+    pytest.param("hal/one", None, 3, id="hal, from 1"),
     pytest.param("next", None, 3, id="next, absolute"),
     pytest.param("relative", None, 3, id="next, relative"),
     pytest.param("astray", None, 3, id="next, of another host"),
@@ -326,6 +381,13 @@ async def test_a_dataset_of_every_style_agrees_and_asks_nothing_twice(
     rows = await look(rows_in, tmp_path / "d")
     assert sorted(rows["id"].to_pylist()) == [BIG + n for n in range(api.count)]
     assert await look(verify, tmp_path / "d") == []
+
+
+async def test_a_walk_that_begins_later_may_look_behind_the_last_page(api):
+    async with client(api) as rest:
+        found = await rest.table("hal").get(page=1)
+    assert found == api.records(10, api.count)
+    assert api.log == [f"/api/hal?page={page}" for page in (1, 2, 3)]
 
 
 async def test_a_cursor_is_given_back_as_it_came(api):
@@ -402,6 +464,17 @@ async def test_what_the_service_counts_and_does_not_give_is_said(api, tmp_path, 
     assert caplog.text.count("service counts") == 2
 
 
+async def test_an_error_of_a_table_does_not_hold_what_was_refused(api):
+    async with client(api, asyncfetch.Bearer("a-wrong-token")) as rest:
+        with pytest.raises(asyncfetch.AuthenticationError) as caught:
+            await rest.table("secret").get()
+        api.broken["/api/next"] = 1
+        with pytest.raises(asyncfetch.ResponseError) as other:
+            await rest.table("next").get()
+        assert (await rest.get("secret")).json() == {"detail": "who are you?"}
+    assert "reply" not in {*vars(caught.value), *vars(other.value)}
+
+
 async def test_a_first_page_that_is_not_there_is_an_error(api, tmp_path):
     async with client(api) as rest:
         table = rest.table("page", paging="page")
@@ -442,12 +515,15 @@ async def test_a_page_that_is_lost_although_there_is_more_has_failed(api, tmp_pa
         ("page", ".", 10),
         ("hal", "_embedded.neurons", 10),
         ("lines", None, 3),
+        ("stream", None, 3),
         ("nothing", None, 0),
         ("empty", None, 0),
         ("one", None, 1),
         ("next", "", 1),
         ("hal/empty", None, 0),
         ("item", None, 1),
+        ("untagged", "", 1),
+        ("untagged", "tags", 0),
     ],
 )
 async def test_records_are_found(api, path, records, count):
@@ -463,6 +539,7 @@ async def test_records_are_found(api, path, records, count):
     ("path", "records", "expected"),
     [
         ("two", None, "data, included: say which"),
+        ("untagged", None, r"the empty list tags: .*records='tags' or records=''"),
         (
             "next",
             "result",
@@ -475,6 +552,86 @@ async def test_records_that_are_not_there_are_said(api, path, records, expected)
     async with client(api) as rest:
         with pytest.raises(asyncfetch.AsyncfetchError, match=expected):
             await rest.table(path, records=records).get()
+
+
+async def test_records_under_keys_are_rows_with_the_key(api, tmp_path):
+    async with client(api) as rest:
+        table = rest.table("keyed", records="data.*", key="_key")
+        found = await table.get()
+        report = await asyncfetch.download(table.plan(), tmp_path / "d")
+        for path in ("$.*", "*"):
+            (one, two) = await rest.table("keys", records=path).get()
+        frame = await rest.table("keys", records="*").get(output_type="df")
+        with pytest.raises(asyncfetch.AsyncfetchError, match=r"_key.* 'b2'.* got 'c'"):
+            await rest.table("keys/clash", records="*").get()
+        with pytest.raises(asyncfetch.AsyncfetchError, match=r"at \$\.b2, got 7"):
+            await rest.table("keys/odd", records="*").get()
+        # A list under the same path is a list.
+        assert await rest.table("page", records="*", paging="none").get() == (
+            api.records(0)
+        )
+    assert found == [{"_key": f"k{n}", "name": f"n{n}"} for n in range(api.count)]
+    assert (one, two) == ({"_key": "a1", "v": 1}, {"_key": "b2", "v": 2})
+    assert frame["_key"].tolist() == ["a1", "b2"]
+    assert (report.rows, report.shortfall) == (api.count, None)
+    rows = await look(rows_in, tmp_path / "d")
+    assert rows.schema.names == ["_key", "name", "extra"]
+
+
+async def test_records_under_keys_that_nobody_mentioned_are_hinted_at(api, caplog):
+    async with client(api) as rest:
+        assert len(await rest.table("keys").get()) == 1
+        assert "--records '*'" in caplog.text
+        assert len(await rest.table("keyed", paging="none").get()) == 1
+        assert "--records 'data.*'" in caplog.text
+        caplog.clear()
+        for path in ("one", "item", "next", "hal"):
+            await rest.table(path, paging="none").get(limit=1)
+    assert "--records" not in caplog.text
+
+
+async def test_a_number_in_the_only_record_counts_no_records(api, tmp_path):
+    async with client(api) as rest:
+        table = rest.table("things/a", records="")
+        report = await asyncfetch.download(table.plan(), tmp_path / "d")
+    assert (report.rows, report.shortfall) == (1, None)
+
+
+async def test_one_record_comes_by_its_id(api):
+    async with client(api) as rest:
+        table = rest.table("things?x=1", key="id")
+        thing = api.thing("a/b")
+        assert await table.get("a/b") == thing
+        assert (await table.get("a/b", output_type="df"))["id"].tolist() == ["a/b"]
+        assert await rest.table("things/").get(17) == api.thing("17/")
+        boxed = rest.table("boxed", records="data", schema="id=int64")
+        assert await boxed.get(7) == {"id": 7}
+        with pytest.raises(asyncfetch.NotFound):
+            await table.get("no")
+        with pytest.raises(asyncfetch.NotFound, match="got 0"):
+            await boxed.get(0)
+        with pytest.raises(asyncfetch.ConfigurationError, match="id or parameters"):
+            await table.get(5, x=2)
+    assert api.log[0] == "/api/things/a%2Fb?x=1"
+    assert api.log[2] == "/api/things/17/"
+    assert len(api.log) == 6
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"neurons": []},
+        {"status": "ok", "items": []},
+        {"total": 0, "neurons": []},
+        {"next": None, "neurons": []},
+        {"took": 3, "hits": {"total": {"value": 0}, "hits": []}},
+        {"_embedded": {"neurons": []}, "_links": {}},
+    ],
+    ids=json.dumps,
+)
+def test_a_list_of_nothing_is_told_from_a_record(body):
+    where = records_path(body, "/x")
+    assert at(body, where) == []
 
 
 async def test_a_key_makes_records_one(api, tmp_path):
@@ -563,9 +720,7 @@ def test_rows_hold_all_that_was_sent_whatever_comes_later(pages):
     source = source.taught(chunks(pages[0]), head)
     (block,) = source.enumerate(None)
     for page in pages:
-        found = source.decode_headed(
-            block.items[0], chunks(page), head, as_records=False
-        )
+        found = source.decode(block.items[0], chunks(page), head, as_records=False)
         (batch,) = found.batches
         assert batch.schema == source.schema
         assert batch.num_rows == len(page)
@@ -603,7 +758,9 @@ async def test_types_may_be_given(api, tmp_path):
         short = await rest.table("drift", schema=arrow).get(output_type="arrow")
         with pytest.raises(asyncfetch.ConfigurationError, match="as type of id"):
             rest.table("drift", schema={"id": "number"})
-        with pytest.raises(asyncfetch.ConfigurationError, match="a dict of names"):
+        with pytest.raises(
+            asyncfetch.ConfigurationError, match="in a dict or as name=type"
+        ):
             rest.table("drift", schema=["id"])
     assert report.rows == 4
     assert short.schema.names == ["id", "v", "extra"]
@@ -638,8 +795,6 @@ async def test_a_table_is_a_path_with_parameters(api):
         assert await rest.table(f"{api.url}/api/collections").get() == []
         with pytest.raises(asyncfetch.ConfigurationError, match="make another Rest"):
             rest.table("https://elsewhere.example/x")
-        with pytest.raises(asyncfetch.ConfigurationError, match=r"ask for one record"):
-            await table.get(5)
     path = "/api/collections/?DOI=10.1016/j.x%3Cy"
     assert api.log == [f"{path}&limit=3&q=1&q=true", path, "/api/collections"]
     assert {one["X-Client"] for one in api.headers} == {"me"}
@@ -722,6 +877,37 @@ def test_a_url_is_fetched_and_gone_on_with(api, run, tmp_path):
     assert "filter params" in said
 
 
+def test_what_a_higher_limit_would_ask_is_foretold(api, run, tmp_path):
+    api.count = 95
+    words = ("fetch", f"{api.url}/api/next", "-o", str(tmp_path / "d"))
+    run(*words, "--limit", "2")
+    for limit, left in ((("--limit", "2"), 0), (("--limit", "5"), 3), ((), 8)):
+        found = json.loads(run(*words, *limit, "--dry-run", "--sample", "0", "--json"))
+        assert (found["already_there"], found["requests"]) == (2, left)
+    api.log.clear()
+    run(*words, "--limit", "5")
+    assert len(api.log) == 3
+
+
+def test_columns_are_given_on_the_command_line(api, run, tmp_path):
+    (tmp_path / "columns").write_text("id=json\n\nv = float64\n")
+    url, dest = f"{api.url}/api/drift", str(tmp_path / "d")
+    said = run("show", url, "--schema", "id=json,v=float", "--format", "csv")
+    assert said.splitlines()[0] == "id,v,extra"
+    run("fetch", url, "--schema", f"@{tmp_path / 'columns'}", "-o", dest)
+    run("fetch", url, "--schema", "id=json,v=float", "-o", dest)
+    assert "--schema=id=json,v=float64" in run("status", dest)
+    assert "nothing left to ask" in run("resume", dest)
+    assert rows_in(dest).schema.names == ["id", "v", "extra"]
+    for columns, expected in [
+        ("id", "expected NAME=TYPE for a column, got 'id'"),
+        ("id=number", "as type of id"),
+        ("@nowhere", "No such file"),
+        (",", "names and types"),
+    ]:
+        assert expected in run("show", url, "--schema", columns, status=2)
+
+
 def test_what_cannot_be_counted_is_said_to_be_more(api, run, tmp_path):
     words = ("fetch", f"{api.url}/api/cursor", "-o", str(tmp_path / "d"), "--dry-run")
     said = run(*words)
@@ -788,7 +974,7 @@ def test_mistakes_on_the_command_line_are_one_line(api, run, tmp_path):
 
 
 def test_a_url_without_a_scheme_means_https(run):
-    with pytest.raises(AssertionError, match="no service"):
+    with pytest.raises(AssertionError, match=r"no service.*any URL like https://"):
         run("show", "neurovalt/images")
     client, table = _cli._open_table("neurovault.org/api/collections?x=1", None, {})
     assert client.exchange.base_url == "https://neurovault.org"
