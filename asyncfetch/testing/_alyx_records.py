@@ -150,11 +150,11 @@ class Records:
 
     def _file_record(self, row: Row) -> Record:
         repository = row["data_repository"]["name"]
-        lab = row["dataset"]["session"]["lab"]["name"]
+        kind, _, lab = repository.partition("_")
         below = {
             "flatiron": f"/public/{lab}/Subjects/",
             "aws": f"data/{lab}/Subjects/",
-        }.get(repository.partition("_")[0], "/mnt/s0/Data/Subjects/")
+        }.get(kind, "/mnt/s0/Data/Subjects/")
         path = with_uuid(row["relative_path"], row["dataset"]["id"])
         url = None
         if repository.startswith("flatiron"):
