@@ -378,7 +378,10 @@ class Writer:
         only
             Ordinals to which to keep; what is missing may then be asked for again, too.
         """
-        return self._ledger.pending(retry_failed=retry_failed, only=only)
+        for planned in self._ledger.pending(retry_failed=retry_failed, only=only):
+            if self.files is not None:
+                self.files.look(planned)
+            yield planned
 
     def freeze(self, block: Block) -> list[PlannedItem]:
         """Make a block of the enumeration durable; its items within the limit.
@@ -405,6 +408,8 @@ class Writer:
         room = 0
         if planned:
             room = ledger.plan_roots(np.arange(first, first + len(planned)))
+        if self.files is not None:
+            self.files.look(planned[:room])
         return planned[:room]
 
     def _plan_rows(self, planned: list[PlannedItem]) -> pa.Table:

@@ -145,6 +145,9 @@ class Files:
         self._old_notes: dict[str, set[str]] = {}
         # By path: an item that was found in a response may have got another ordinal.
         self._lines: dict[str, Line] = {}
+        # Paths of planned items at which nothing lay; each until it is asked for.
+        self._vacant: set[str] = set()
+        self._begun: frozenset[str] = frozenset()
 
     def label(self, path: str) -> str:
         """What the items say of a file: from the dataset on, or absolute."""
@@ -156,10 +159,30 @@ class Files:
         """Where the bytes of an item go."""
         assert planned.item.request.file is not None
         home = self._home(planned.item.key)
-        return Partial(home, self._staging, url, planned.item.request.file)
+        return Partial(
+            home,
+            self._staging,
+            url,
+            planned.item.request.file,
+            has_begun=note_of(home).name in self._begun,
+        )
 
     def _home(self, key: str) -> Path:
         return self._store.path(f"{PARTIAL}/{_hash(key)}")
+
+    def look(self, planned: Iterable[PlannedItem]) -> None:
+        """Learn at which places of items that will be asked for nothing lies.
+
+        One call to a thread for many of them: one for each takes as long as half of the
+        file's own bytes do when it is small.
+        """
+        for one in planned:
+            wish = one.item.request.file
+            if wish is not None:
+                # Whatever else is the matter is said when the item is asked for.
+                with suppress(DatasetError):
+                    if self._look(wish.path) is None:
+                        self._vacant.add(wish.path)
 
     async def find(self, planned: PlannedItem) -> Found | None:
         """The file of an item if it lies in its place.
@@ -171,6 +194,9 @@ class Files:
         """
         wish = planned.item.request.file
         assert wish is not None
+        if wish.path in self._vacant:
+            self._vacant.remove(wish.path)
+            return None
         info = await anyio.to_thread.run_sync(self._look, wish.path)
         if info is None:
             return None
@@ -260,13 +286,12 @@ class Files:
         self._staging.publish("note", name, "note")
         self._notes.append(name)
         self._batches += 1
-        folders: set[Path] = set()
+        folders = _Folders(self.root, is_own=self._is_own)
         for source, kept in staged:
             with self._staging.fenced():
                 self._put(source, kept.path, folders)
             crash_point("file-renamed")
-        for folder in folders:
-            sync_folder(folder)
+        folders.sync()
         crash_point("file-durable")
         for _, kept in staged:
             if isinstance(kept.data, Path):
@@ -288,10 +313,10 @@ class Files:
             source.write_bytes(kept.data)
             sync_file(source)
 
-    def _put(self, source: Path, path: str, folders: set[Path]) -> None:
+    def _put(self, source: Path, path: str, folders: _Folders) -> None:
         target = self.root / path
         try:
-            self._make_folders(path, folders)
+            folders.make_for(path)
             try:
                 link_or_rename(source, target, "file")
             except OSError as error:
@@ -299,25 +324,28 @@ class Files:
                     raise
                 self._carry(source, target)
         except FileExistsError:
-            raise DatasetError(
-                f"expected no file at {target}, got one that another program put "
-                "there just now: move it away and go on"
-            ) from None
-        folders.add(target.parent)
+            if not self._is_alike(source, target):
+                raise DatasetError(
+                    f"expected no file at {target}, got one that another program put "
+                    "there just now: move it away and go on"
+                ) from None
+            sync_file(target)
+            folders.doubt(path)
+            source.unlink()
 
-    def _make_folders(self, path: str, folders: set[Path]) -> None:
-        """Make what is missing on the way to *path*; *folders* got new names."""
-        if lstat_inside(self.root, path, is_own=self._is_own) is not None:
-            raise FileExistsError(path)
-        if not self._is_own:
-            self.root.mkdir(parents=True, exist_ok=True)
-        folder = self.root
-        for name in ("", *path.split("/")[:-1]):
-            folder = folder / name if name else folder
-            if folder not in folders:
-                with suppress(FileExistsError):
-                    folder.mkdir()
-                    folders.add(folder.parent)
+    def _is_alike(self, source: Path, target: Path) -> bool:
+        """Whether a file that came to lie in the way is the one that was to lie there.
+
+        Two downloads that have files in common may go on at the same time.
+        """
+        if target.is_symlink() or target.stat().st_size != source.stat().st_size:
+            return False
+        with source.open("rb") as one, target.open("rb") as other:
+            while piece := one.read(_READ):
+                if other.read(_READ) != piece:
+                    return False
+                self._beat()  # others must see that this run lives
+        return True
 
     def _carry(self, source: Path, target: Path) -> None:
         """Move a file to another disk: copied under a hidden name, then renamed."""
@@ -347,7 +375,9 @@ class Files:
 
         *stored* says of which labels there are committed items.
         """
-        for name in self._store.names(PARTIAL):
+        names = self._store.names(PARTIAL)
+        self._begun = frozenset(names)
+        for name in names:
             if name.endswith(".files"):
                 lines = {line.path: line for line in read_note(self._store, name)}
                 self._lines.update(lines)
@@ -394,8 +424,58 @@ def _line_of(result: ItemResult, kept: Kept) -> Line:
     )
 
 
-def lstat_inside(root: Path, path: str, *, is_own: bool) -> os.stat_result | None:
+class _Folders:
+    """Folders on the way to new files, made once and looked at once."""
+
+    def __init__(self, root: Path, *, is_own: bool) -> None:
+        self._root = root
+        self._is_own = is_own
+        self._known: set[str] = set()
+        self._changed: set[str] = set()
+
+    def make_for(self, path: str) -> None:
+        """Make what is missing on the way to *path*.
+
+        Raises
+        ------
+        FileExistsError
+            Something lies at *path*.
+        """
+        root, is_own, known = self._root, self._is_own, self._known
+        if lstat_inside(root, path, is_own=is_own, known=known) is not None:
+            raise FileExistsError(path)
+        if not is_own:
+            root.mkdir(parents=True, exist_ok=True)
+        folder = str(root)
+        for name in ("", *path.split("/")[:-1]):
+            folder = f"{folder}{os.sep}{name}" if name else folder
+            if folder not in known:
+                # One that somebody else makes meanwhile is looked at the next time.
+                with suppress(FileExistsError):
+                    Path(folder).mkdir()
+                    known.add(folder)
+                    self._changed.add(str(Path(folder).parent))
+        self._changed.add(folder)
+
+    def doubt(self, path: str) -> None:
+        """Count the names on the way to *path* as new: they are somebody else's."""
+        folder = self._root / path
+        while folder != self._root:
+            folder = folder.parent
+            self._changed.add(str(folder))
+
+    def sync(self) -> None:
+        """Flush the new names to the disk."""
+        for folder in self._changed:
+            sync_folder(folder)
+
+
+def lstat_inside(
+    root: Path, path: str, *, is_own: bool, known: set[str] | None = None
+) -> os.stat_result | None:
     """What lies at *path* below *root*, without following any link on the way.
+
+    *known* holds folders that need no look, and gets those that had one.
 
     Raises
     ------
@@ -403,13 +483,15 @@ def lstat_inside(root: Path, path: str, *, is_own: bool) -> os.stat_result | Non
         A link, or something that is no folder, lies on the way; or what lies there is
         no file.
     """
-    here = root
+    here = str(root)
     names = ["", *path.split("/")] if is_own else path.split("/")
     info = None
     for place, name in enumerate(names):
-        here = here / name if name else here
+        here = f"{here}{os.sep}{name}" if name else here
+        if known is not None and here in known:
+            continue
         try:
-            info = here.lstat()
+            info = os.lstat(here)
         except FileNotFoundError:
             return None
         is_last = place == len(names) - 1
@@ -421,6 +503,8 @@ def lstat_inside(root: Path, path: str, *, is_own: bool) -> os.stat_result | Non
                 "move it away, then retry",
                 is_of_item=True,
             )
+        if known is not None and not is_last:
+            known.add(here)
     return info
 
 

@@ -146,14 +146,25 @@ class Partial:
         What is asked.
     wish
         What the service says of the file.
+    has_begun
+        Whether an earlier run may have left some of it.
     """
 
-    def __init__(self, path: Path, staging: Staging, url: str, wish: FileWish) -> None:
+    def __init__(
+        self,
+        path: Path,
+        staging: Staging,
+        url: str,
+        wish: FileWish,
+        *,
+        has_begun: bool = True,
+    ) -> None:
         self._home = path
         self._note_path = note_of(path)
         self._staging = staging
         self._url = url
         self._wish = wish
+        self._has_begun = has_begun
         self._may_resume = True
         self._was_wrong = False
         self._file: IO[bytes] | None = None
@@ -326,6 +337,8 @@ class Partial:
         DatasetError
             The disk cannot be read, or another run took over.
         """
+        if not self._has_begun:
+            return None
         note = await anyio.to_thread.run_sync(self._reopen)
         while self._file is not None and self.size < self._synced:
             await anyio.to_thread.run_sync(self._read_back)

@@ -88,7 +88,7 @@ def sync_file(path: Path) -> int:
         return os.fstat(file.fileno()).st_size
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: str | Path) -> None:
     """Flush the names in a folder to the disk."""
     if sys.platform == "win32":
         return  # a folder cannot be opened there; NTFS journals its names

@@ -13,8 +13,9 @@ outside, by files, by the archive's log and by exit statuses:
 - after every kill ``verify`` finds nothing, what was committed before is committed
   still, and what the archive had answered long enough ago is committed;
 - no run asks for an item that was committed when it began, nor for what was planned;
-- in the end the dataset holds the undisturbed rows and items, bit for bit, and asking
-  once more asks nothing.
+- a file that has its final name is the undisturbed one, bit for bit, at every instant;
+- in the end the dataset holds the undisturbed rows, items and files, bit for bit, and
+  asking once more asks nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -104,6 +106,12 @@ SCENARIOS = (
         name="files",  # lost ones, cut ones, and records that nobody can read
         words=("neurovault/files", "--concurrency", "8"),
         archive=("--scale", "1", "--latency", "0.02"),
+        **REAL,
+    ),
+    Scenario(
+        name="data files",  # of several servers, behind a login
+        words=("alyx/data-files",),
+        archive=("--scale", "0.2", "--latency", "0.02"),
         **REAL,
     ),
     Scenario(
@@ -325,6 +333,8 @@ class Truth:
     """Planning requests in their order."""
     whole: dict[str, int]
     """Bytes of the whole answer, by target."""
+    files: dict[str, str]
+    """SHA-256 of what is stored, by path."""
 
     @cached_property
     def n_final(self) -> int:
@@ -362,6 +372,16 @@ def items_in(dest: Path) -> list[dict[str, Any]]:
     failed = table.filter(pc.field("outcome") == "failed")["key"].to_pylist()
     final += [{"key": one, "outcome": "failed"} for one in {*failed} - known]
     return sorted(final, key=lambda one: str(one["key"]))
+
+
+def files_in(dest: Path) -> dict[str, str]:
+    """SHA-256 of everything that has its final name in the directory of files."""
+    folder = dest / "_files"
+    return {
+        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @dataclass(slots=True)
@@ -452,15 +472,18 @@ class Session:
             seconds=seconds,
             until_first=until_first,
             steps=steps,
-            # How the service is, is asked whenever a 404 is to be believed.
+            # How the service is, is asked whenever a 404 is to be believed, and a login
+            # when a token is needed.
             planning=tuple(
                 dict.fromkeys(
                     one["target"]
                     for one in log
                     if one["target"] not in known
+                    and one["method"] == "GET"
                     and not one["target"].endswith("/health")
                 )
             ),
+            files=files_in(self.dest),
             whole=dict(
                 zip(
                     map(target_of, final["url"].to_pylist()),
@@ -579,6 +602,8 @@ class Session:
             # An items file whose part was not yet there counts for nothing.
             problems = [one for one in verify(self.dest) if one.code != "part-missing"]
             assert not problems, problems
+        broken = files_in(self.dest).items() - truth.files.items()
+        assert not broken, f"not what the service has: {broken}"
         log = self.archive.of(run.label)
         asked = {one["target"] for one in log}
         assert not asked & before.targets, f"again: {asked & before.targets}"
@@ -605,6 +630,7 @@ class Session:
             self.check(run, before, truth, None)
         assert items_in(self.dest) == truth.items, "other items"
         assert rows_in(self.dest).equals(truth.rows), "other rows"
+        assert files_in(self.dest) == truth.files, "other files"
         proof = [sys.executable, "-m", "asyncfetch", "verify", str(self.dest)]
         assert (
             subprocess.run(proof, check=False, stdout=subprocess.DEVNULL).returncode

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from urllib.parse import unquote
 
+import anyio.to_thread
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ import pytest
 import asyncfetch
 from asyncfetch import testing
 from asyncfetch._cli import run
+from asyncfetch._files import OWN, Files
 from asyncfetch._ledger import seal
 from asyncfetch._partial import PARTIAL_POINTS
 from asyncfetch._verify import verify
@@ -315,6 +317,70 @@ async def test_files_come_to_disks_of_every_kind(
     await asyncfetch.download(api.traces.plan(), tmp_path / "d", files=files)
     assert await look(files_in, files) == expected_files(archive)
     assert not await look(verify, tmp_path / "d")
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Files that somebody puts below a folder before the run puts its own."""
+    content = {}
+    publish = Files.publish
+
+    def late(files, results):
+        for path, data in content.items():
+            (files.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (files.root / path).write_bytes(data)
+        content.clear()
+        publish(files, results)
+
+    monkeypatch.setattr(Files, "publish", late)
+    return content
+
+
+async def test_a_file_that_another_download_put_there_meanwhile_is_taken(
+    archive, api, tmp_path, meanwhile
+):
+    """Two selections with files in common may be downloaded into one directory."""
+    expected = expected_files(archive)
+    meanwhile.update(list(expected.items())[:5])
+    files, dest = tmp_path / "files", tmp_path / "d"
+    await asyncfetch.download(api.traces.plan(), dest, files=files)
+    assert not meanwhile
+    assert await look(files_in, files) == expected
+    assert not await look(verify, dest)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda data: data[::-1], lambda data: data[1:]],
+    ids=["other bytes", "fewer bytes"],
+)
+async def test_another_file_that_came_meanwhile_stays(
+    archive, api, tmp_path, meanwhile, change
+):
+    path, data = next(iter(expected_files(archive).items()))
+    meanwhile[path] = change(data)
+    with pytest.raises(asyncfetch.DatasetError, match="put there just now"):
+        await asyncfetch.download(
+            api.traces.plan(), tmp_path / "d", files=tmp_path / "files"
+        )
+    found = await look((tmp_path / "files" / path).read_bytes)
+    assert found == change(data)
+
+
+async def test_places_are_looked_at_together(api, tmp_path, monkeypatch):
+    hops = []
+    run_sync = anyio.to_thread.run_sync
+
+    async def counted(call, *arguments, **options):
+        hops.append(getattr(call, "__name__", ""))
+        return await run_sync(call, *arguments, **options)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", counted)
+    report = await asyncfetch.download(api.traces.plan(), tmp_path / "d", files=OWN)
+    assert report.items["ok"] > 40
+    # What a server does not have is looked for in other places, each time anew.
+    assert hops.count("_look") < 10
+    assert hops.count("_reopen") == 0
 
 
 # --- killed ---------------------------------------------------------------------------

@@ -151,7 +151,8 @@ class Listing:
         """The filter ``django``, in as many parts as a request line needs."""
         text = str(self.filters.get("django", ""))
         room = MAX_TARGET - _ROOM_FOR_RANGE
-        if len(self._target(text)) <= room:
+        # Quoting makes nothing shorter, and takes long for thousands of ids.
+        if len(text) <= room and len(self._target(text)) <= room:
             return [text]
         parts = _in_parts(text, room - len(self._target("")))
         if parts is None:
@@ -362,9 +363,10 @@ def _in_parts(text: str, room: int) -> tuple[str, ...] | None:
     step = len(members)
     while step:
         texts = [made(members[n : n + step]) for n in range(0, len(members), step)]
-        if max(map(_sent_length, texts)) <= room:
+        longest = max(map(_sent_length, texts))
+        if longest <= room:
             return tuple(texts)
-        step = min(step - 1, step * room // max(map(_sent_length, texts)))
+        step = min(step - 1, step * room // longest)
     return None
 
 

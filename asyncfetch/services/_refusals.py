@@ -25,6 +25,8 @@ _PUBLIC = ("/auth-token", "/api/schema", "/docs")
 _NO_FIELD = re.compile(
     r"Cannot resolve keyword '(.*?)' into field\. Choices are: (.*)", re.DOTALL
 )
+# They offer the filters of sessions, and have no session.
+_WATER = re.compile(r"/(?:weighings|water-administrations)\?")
 # A message of the server's is a line or two; a traceback may be pages.
 _LONGEST = 2000
 
@@ -95,7 +97,7 @@ def refusal(status: int, body: bytes, url: str) -> AsyncfetchError | None:
     if status == 404:
         return NotFound(f"alyx has no {url}: {words}", status=status)
     return ResponseError(
-        f"alyx refuses ({status} from {url}): {_explained(words)}",
+        f"alyx refuses ({status} from {url}): {_explained(words, url)}",
         status=status,
         excerpt=words,
         retry_after=None,
@@ -114,7 +116,12 @@ def _advice(words: str) -> str:
     return "the account may not do that; public ones may only read"
 
 
-def _explained(words: str) -> str:
+def _explained(words: str, url: str) -> str:
+    if "keyword 'session'" in words and _WATER.search(url):
+        return (
+            "it offers lab, users, date_range and location here and fails on each: use "
+            f"django={{'subject__lab__name': …}} and the like ({words})"
+        )
     found = _NO_FIELD.search(words)
     if found is None:
         if words == "list index out of range":

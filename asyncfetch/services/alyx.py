@@ -13,9 +13,7 @@ import hashlib
 import json
 import logging
 import os
-import re
-import uuid
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +35,7 @@ from asyncfetch.errors import (
     ResponseError,
     TransportError,
 )
-from asyncfetch.services import _datafiles, _schemes, _tables
+from asyncfetch.services import _datafiles, _eids, _schemes, _tables
 from asyncfetch.services._listing import (
     AlyxTable,
     Listing,
@@ -274,6 +272,8 @@ class Alyx(Client):
         id: Any = None,  # noqa: A002 - the service's own word
         data: Any = None,
         files: Mapping[str, Any] | None = None,
+        *,
+        no_cache: bool = False,
         **filters: Any,
     ) -> Any:
         """The answer to a call of the REST API.
@@ -288,6 +288,8 @@ class Alyx(Client):
             The record, or the fields of it that change.
         files
             Paths of files that go with *data* as a form.
+        no_cache
+            Ask anew, whatever is kept.
         **filters
             Of a list. ``django`` may be a dict. ``limit`` is a number of rows; with
             ``offset`` it is one page as the server cuts it.
@@ -304,6 +306,8 @@ class Alyx(Client):
         ResponseError, NotFound, AuthenticationError
             The service says no, with its words.
         """
+        if no_cache:
+            await self._forget()
         if endpoint is None:
             names = await self.list_endpoints()
             _schemes.say(repr(names))
@@ -365,6 +369,13 @@ class Alyx(Client):
             if error.cause is None:
                 raise
             raise error.cause from error
+        if not found and "__exact," in str(given.get("django")):
+            logger.warning(
+                "alyx: no %s match %s: exact heeds upper and lower case, iexact does "
+                "not",
+                endpoint,
+                given["django"],
+            )
         return _in_order(endpoint, found) if limit is None else found
 
     async def _page(
@@ -428,6 +439,11 @@ class Alyx(Client):
         answer = await self.exchange.ask(request, read, interactive=True)
         return answer.value
 
+    async def _forget(self) -> None:
+        """Keep no answer that came before."""
+        if isinstance(self.exchange, CachedExchange):
+            await self.exchange.void()
+
     def _notice(self, headers: Mapping[str, str]) -> None:
         for text in notices_in(headers):
             if text not in self._noticed:
@@ -488,9 +504,7 @@ class Alyx(Client):
     async def _current(self, endpoint: str, key: Any, name: str) -> Mapping[str, Any]:
         where = one_request(_endpoint(endpoint), key).target
         # Asked anew: what is kept may be older than what is about to be overwritten.
-        exchange = self.exchange
-        if isinstance(exchange, CachedExchange):
-            await exchange.void()
+        await self._forget()
         record = await self._json(Request(target=where))
         if name not in record:
             raise ConfigurationError(f"{endpoint} of alyx has no field {name!r}")
@@ -673,8 +687,8 @@ class Alyx(Client):
         ----------
         of
             A UUID, a URL or path of a session or of its files, a reference such as
-            ``2019-12-03_1_KS014``, a record, or a list or table of them. Only what
-            holds no id is asked for.
+            ``2019-12-03_1_KS014``, a record or the URL of one, or several of them: a
+            list, a set, an array, a table. Only what holds no id is asked for.
 
         Returns
         -------
@@ -685,24 +699,29 @@ class Alyx(Client):
         NotFound
             There is no such session.
         """
-        if hasattr(of, "to_pylist"):  # Arrow
-            of = of.to_pylist()
-        elif hasattr(of, "to_dict") and hasattr(of, "columns"):  # pandas
-            of = of.to_dict("records")
-        if isinstance(of, Sequence) and not isinstance(of, str | bytes):
-            calls = [partial(self.to_eid, one) for one in of]
+        some = _eids.several(of)
+        if some is not None:
+            calls = [partial(self.to_eid, one) for one in some]
             return await _engine.side_by_side(calls, at_once=4)
-        known = _eid_in(of)
+        known = _eids.eid_of(of)
+        if isinstance(known, _eids.Part):
+            record = await self.rest(known.endpoint, "read", id=known.key)
+            known = _eids.eid_of(record)
+            if isinstance(known, _eids.Part):  # it names nothing but itself
+                raise NotFound(f"alyx has no session of {known.endpoint} {known.key}")
         if isinstance(known, str):
             return known
-        subject, date, number = known
         found = await self.rest(
-            "sessions", "list", subject=subject, date_range=[date, date], number=number
+            "sessions",
+            "list",
+            subject=known.subject,
+            date_range=[known.date, known.date],
+            number=known.number,
         )
         if len(found) != 1:
             raise NotFound(
-                f"alyx has {len(found) or 'no'} sessions of {subject} on {date} with "
-                f"number {number}"
+                f"alyx has {len(found) or 'no'} sessions of {known.subject} on "
+                f"{known.date} with number {known.number}"
             )
         return found[0]["id"]
 
@@ -743,41 +762,6 @@ _ANY_OF = {
     "task_protocol": None,
     "projects": None,
 }
-
-
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-_REFERENCE = re.compile(r"(\d{4}-\d\d-\d\d)_(\d{1,3})_([\w-]+)")
-_PATH = re.compile(r"([\w-]+)/(\d{4}-\d\d-\d\d)/(\d{1,3})(?:/|$)")
-
-
-def _eid_in(of: Any) -> str | tuple[str, str, int]:
-    """The id of a session, or its subject, date and number."""
-    if isinstance(of, uuid.UUID):
-        return str(of)
-    if isinstance(of, Mapping):
-        info = of.get("session_info")
-        if isinstance(info, Mapping) and info.get("id"):
-            return str(info["id"])
-        for name in ("eid", "session", "id", "url"):
-            found = of.get(name)
-            if isinstance(found, Mapping):  # of a trajectory
-                found = found.get("id")
-            if isinstance(found, str | uuid.UUID):
-                return _eid_in(found)
-        of = of.get("session_path") or ""
-    text = str(of).replace("\\", "/")
-    if found := _UUID.fullmatch(text):
-        return found[0].lower()
-    if found := re.search(rf"/sessions/({_UUID.pattern})", text, re.IGNORECASE):
-        return found[1].lower()
-    if found := _REFERENCE.fullmatch(text):
-        return found[3], found[1], int(found[2])
-    if found := _PATH.search(text):
-        return found[1], found[2], int(found[3])
-    raise ConfigurationError(
-        f"expected a session's id, URL, path or reference like 2019-12-03_1_KS014, got "
-        f"{text[:100]!r}"
-    )
 
 
 def _endpoint(name: str) -> Endpoint:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
+import math
 import threading
-import zipfile
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from http.client import responses
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from asyncfetch._alyx_schema import (
     ACTIONS,
@@ -28,16 +27,19 @@ from asyncfetch._alyx_schema import (
     PAGE,
     Endpoint,
 )
-from asyncfetch.testing._alyx_data import QC, STATUSES, AlyxData, content
+from asyncfetch.testing._alyx_archive import zip_rows, zipped
+from asyncfetch.testing._alyx_data import AlyxData, content
 from asyncfetch.testing._alyx_django import RefusedError, Row, pairs, test_of
 from asyncfetch.testing._alyx_records import (
     InvalidError,
     Record,
     Records,
     condition,
+    names,
     repeated,
     with_uuid,
 )
+from asyncfetch.testing._alyx_writing import REQUIRED, Writing
 from asyncfetch.testing._answer import Answer, Call
 from asyncfetch.testing._ranges import validators
 
@@ -87,6 +89,7 @@ class AlyxService:
         self._scale = scale
         self._building = threading.Lock()
         self._generation = 0
+        self._archives: dict[str | None, bytes] = {}
         self.is_old = False
         """Whether it is a server from before the OpenAPI document."""
 
@@ -104,6 +107,19 @@ class AlyxService:
         """Let every token that was given out be unknown, as after a release."""
         self._generation += 1
 
+    def is_throttled(self, target: str) -> bool:
+        """Whether a request counts for the rate limit: all but logins do."""
+        return not target.startswith(f"{self.prefix}/auth-token")
+
+    def throttled(self, target: str, wait: float) -> Answer:
+        """What is said to a request that comes *wait* seconds too early."""
+        if target.startswith(f"{self.prefix}/docs"):
+            page = b"429 Too Many Requests"
+            return Answer(status=429, body=page, headers={"Content-Type": "text/html"})
+        seconds = math.ceil(wait)
+        words = f"Request was throttled. Expected available in {seconds} seconds."
+        return _no(429, words)
+
     def _token(self, user: str) -> str:
         return hashlib.sha1(f"{user}{self._generation}".encode()).hexdigest()  # noqa: S324
 
@@ -116,7 +132,7 @@ class AlyxService:
         except _StoppedError as stopped:
             return stopped.answer
         except InvalidError as error:
-            return _json({**error.args[0], "status_code": 400}, 400)
+            return _json(error.body, error.status)
         except RefusedError as error:
             return _json({"status_code": 500, "detail": str(error)}, 500)
         except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -133,7 +149,7 @@ class AlyxService:
             return _page(404)
         user = self._user(call)
         if is_table or endpoint is None:
-            return self._tables(path)
+            return self._tables(path, call)
         if call.method in {"HEAD", "OPTIONS"} or (
             call.method != "GET" and user == PUBLIC[0]
         ):
@@ -146,7 +162,7 @@ class AlyxService:
         if key:
             return self._one(endpoint, unquote(key), call, records)
         if call.method == "POST" and "C" in endpoint.actions:
-            return self._create(endpoint, call, records)
+            return self._create(endpoint, call, records, user)
         if call.method != "GET" or not endpoint.is_listed:
             return _no(405, f'Method "{call.method}" not allowed.')
         return self._list(endpoint, call, records)
@@ -252,152 +268,70 @@ class AlyxService:
         if letters.get(call.method, "?") not in endpoint.actions:
             return _no(405, f'Method "{call.method}" not allowed.')
         if call.method == "DELETE":
-            rows.remove(row)
+            self._writing.remove(endpoint, row)
             return Answer(status=204, may_be_kept=False)
         if call.method != "GET":
-            self._change(row, _sent(call))
+            is_whole = call.method == "PUT"
+            self._writing.change(endpoint, row, _sent(call), is_whole=is_whole)
         return _json(records.one(endpoint.name, row))
 
     # --- writing ----------------------------------------------------------------------
 
-    def _create(self, endpoint: Endpoint, call: Call, records: Records) -> Answer:
-        sent = _sent(call)
-        if isinstance(sent, list):  # of channels
-            return self._create_many(endpoint, sent, records)
-        return _json(records.one(endpoint.name, self._made(endpoint, sent)), 201)
+    @property
+    def _writing(self) -> Writing:
+        return Writing(self.data)
 
-    def _create_many(
-        self, endpoint: Endpoint, sent: list[Any], records: Records
+    def _create(
+        self, endpoint: Endpoint, call: Call, records: Records, user: str
     ) -> Answer:
-        if endpoint.name != "channels":
-            return _json(
-                {"non_field_errors": ["Invalid data."], "status_code": 400}, 400
-            )
+        sent = _sent(call)
+        if endpoint.name == "register-file":
+            return _json(self._writing.registered(sent, user), 201)
+        if endpoint.name == "new-download":
+            return _json(self._writing.downloaded(sent, user), 201)
+        if endpoint.name != "channels" or not isinstance(sent, list):
+            made = self._writing.made(endpoint, sent, user)
+            return _json(records.one(endpoint.name, made), 201)
         if not all("trajectory_estimate" in one for one in sent):
             # The handler cannot format what is wrong with a list.
             return _page(200, "500 Internal Server Error")
-        made = [self._made(endpoint, one) for one in sent]
-        return _json([records.one(endpoint.name, one) for one in made], 201)
-
-    def _made(self, endpoint: Endpoint, sent: Mapping[str, Any]) -> Row:
-        tables = self.data.tables
-        needed = {
-            "sessions": ["subject", "start_time"],
-            "subjects": ["nickname", "lab"],
-            "notes": ["object_id", "content_type", "text"],
-        }.get(endpoint.name, [])
-        if missing := [name for name in needed if name not in sent]:
-            raise InvalidError({name: ["This field is required."] for name in missing})
-        like = tables[endpoint.name][-1] if tables[endpoint.name] else Row(json=None)
-        row = Row(
-            {
-                **like,
-                "id": self.data.uuid(endpoint.name, len(tables[endpoint.name]), "new"),
-            }
-        )
-        for name, value in like.items():
-            if isinstance(value, list):
-                row[name] = []
-        self._change(row, sent)
-        tables[endpoint.name].append(row)
-        return row
-
-    def _change(self, row: Row, sent: Mapping[str, Any]) -> None:
-        relations = {
-            "subject": ("subjects", "nickname"),
-            "lab": ("labs", "name"),
-            "user": ("users", "username"),
-            "session": ("sessions", "id"),
-            "probe_insertion": ("insertions", "id"),
-            "trajectory_estimate": ("trajectories", "id"),
-            "brain_region": ("brain-regions", "id"),
-        }
-        for name, value in sent.items():
-            if name == "status":
-                numbers = {word: number for number, word in STATUSES.items()}
-                if value not in numbers:
-                    words = f"Invalid status, choices are: {', '.join(numbers)}"
-                    raise InvalidError({"status": [words]})
-                row["status"] = numbers[value]
-            elif name == "qc":
-                row["qc"] = {word: number for number, word in QC.items()}[value]
-            elif name in relations and isinstance(row.get(name), Row | None):
-                table, field = relations[name]
-                known = {one[field]: one for one in self.data.tables[table]}
-                if value not in known:
-                    words = f"Object with {field}={value} does not exist."
-                    raise InvalidError({name: [words]})
-                row[name] = known[value]
-            elif not isinstance(row.get(name), Row | list):
-                row[name] = value
+        several = [self._writing.made(endpoint, one, user) for one in sent]
+        return _json([records.one(endpoint.name, one) for one in several], 201)
 
     # --- tables -----------------------------------------------------------------------
 
-    def _tables(self, path: str) -> Answer:
+    def _tables(self, path: str, call: Call) -> Answer:
+        """The service's own tables, whole or of a release."""
         if path == "cache.zip":
-            return Answer(
-                body=self._cache_zip, headers={"Content-Type": "application/zip"}
-            )
-        if path != "cache/info":
-            return Answer(status=404, body=b"no such tag")
-        tables = {
-            name: {"nrecs": len(self.data.tables[name]), "size": 1}
-            for name in ("sessions", "datasets")
+            return _zip(self.archive())
+        tag = unquote(path.removeprefix("cache/info").strip("/"))
+        if tag and tag not in names(self.data.tables["tags"]):
+            return Answer(status=404, body=b"no such tag", may_be_kept=False)
+        counts = {
+            name: len(rows) for name, rows in zip_rows(self.data, tag or None).items()
         }
-        return _json(
-            {
-                "date_created": "2026-11-21 02:45",
-                "origin": "alyx",
-                "min_api_version": "2.10",
-                "tables": tables,
-            }
-        )
+        if not all(counts.values()):
+            return _no(500, f"There is no table of {tag}")
+        info: Record = {
+            "date_created": "2026-11-21 02:45",
+            "origin": "alyx",
+            "min_api_version": "2.10",
+            "tables": {n: {"nrecs": k, "size": 1} for n, k in counts.items()},
+        }
+        if tag:
+            info["database_tags"] = [tag]
+            info["location"] = f"{call.origin}{FILES}{CACHES}/{quote(tag)}/cache.zip"
+        return _json(info)
 
-    @cached_property
-    def _cache_zip(self) -> bytes:
-        import pyarrow as pa  # noqa: PLC0415 - slow to load, and seldom needed
-        import pyarrow.parquet as pq  # noqa: PLC0415
-
-        sessions = [
-            {
-                "lab": one["lab"]["name"],
-                "subject": one["subject"]["nickname"],
-                "date": one["start_time"][:10],
-                "number": one["number"] or 0,
-                "task_protocol": one["task_protocol"],
-                "projects": ",".join(row["name"] for row in one["projects"]),
-                "id": one["id"],
-            }
-            for one in self.data.tables["sessions"]
-        ]
-        datasets = [
-            {
-                "file_size": one["file_size"],
-                "hash": one["hash"],
-                "default_revision": one["default_dataset"],
-                "qc": QC[one["qc"]],
-                "exists": True,
-                "rel_path": one["file_records"][0]["relative_path"].split("/", 3)[3],
-                "eid": one["session"]["id"],
-                "id": one["id"],
-            }
-            for one in self.data.tables["datasets"]
-        ]
-        made = io.BytesIO()
-        with zipfile.ZipFile(made, "w") as file:
-            for name, rows in (("sessions", sessions), ("datasets", datasets)):
-                table = pa.Table.from_pylist(rows)
-                if name == "sessions":
-                    at = table.schema.get_field_index("date")
-                    days = table["date"].cast(pa.date32())
-                    table = table.set_column(at, "date", days)
-                out = io.BytesIO()
-                pq.write_table(table, out)
-                file.writestr(f"{name}.pqt", out.getvalue())
-            file.writestr("cache_info.json", "{}")
-        return made.getvalue()
+    def archive(self, tag: str | None = None) -> bytes:
+        """The tables in one archive, as they were when they were first asked for."""
+        with self._building:
+            if tag not in self._archives:
+                self._archives[tag] = zipped(zip_rows(self._data, tag))
+            return self._archives[tag]
 
 
+CACHES = "/s3/caches/openalyx"
 FILES = "/alyx-files"
 
 
@@ -429,6 +363,8 @@ class AlyxFiles:
                 return _page(401)
         elif call.authorization:
             return _page(400)  # a secret that was meant for somebody else
+        if path.startswith(CACHES):
+            return _zip(self._alyx.archive(path.split("/")[-2]))
         _, is_below, below = path.partition("/Subjects/")
         dataset = self._known.get(below) if is_below else None
         if dataset is None:
@@ -491,6 +427,11 @@ def _json(value: Any, status: int = 200, kind: str = "application/json") -> Answ
     )
 
 
+def _zip(body: bytes) -> Answer:
+    kind = {"Content-Type": "application/zip"}
+    return Answer(body=body, headers=kind, may_be_kept=False)
+
+
 def _no(status: int, detail: str) -> Answer:
     return _json({"detail": detail, "status_code": status}, status)
 
@@ -527,7 +468,7 @@ def open_api() -> Record:
             "properties": {
                 name: {"type": KINDS[kind]} for name, kind in one.columns.items()
             },
-            "required": ["subject"] if one.name == "sessions" else [],
+            "required": list(REQUIRED.get(one.name, ())),
         }
         for letter in one.actions:
             _, method = ACTIONS[letter]

@@ -18,7 +18,8 @@ TAG = "2021_Q1_IBL_et_al_Behaviour"
 SESSIONS = 250
 _LABS = "cortexlab angelakilab danlab mainenlab wittenlab".split()
 _SUBJECTS = "KS014 KS022 DY_003 DY_006".split()
-_USERS = "karolina ines nate_m dan test_user".split()
+# The last one is an account that may write.
+_USERS = "karolina ines nate_m dan test_user writer".split()
 _PROJECTS = "ibl_neuropixel_brainwide_01 matlab_legacy ibl_behaviour".split()
 # Files of a session: collection, name, type; the last come in two revisions.
 _FILES = """

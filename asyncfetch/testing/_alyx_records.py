@@ -21,7 +21,12 @@ Test = Callable[[Row], bool]
 
 
 class InvalidError(Exception):
-    """A value that fails the validation of a field; holds the body of a 400."""
+    """What fails a validation; holds the body of the answer, and its status."""
+
+    def __init__(self, body: Record, status: int = 400) -> None:
+        super().__init__(body)
+        self.body: Record = {**body, "status_code": status}
+        self.status = status
 
 
 def names(rows: Iterable[Row], field: str = "name") -> list[str]:
@@ -96,6 +101,7 @@ class Records:
                     "id": one["id"],
                     "name": one["name"],
                     "dataset_type": one["dataset_type"]["name"],
+                    "data_url": self._data_url(one),
                     "url": self._url("datasets", one["id"]),
                     "file_size": one["file_size"],
                     "hash": one["hash"],
@@ -108,6 +114,7 @@ class Records:
                     "qc": QC[one["qc"]],
                 }
                 for one in row["data_dataset_session_related"]
+                if self._data_url(one) is not None
             ],
             "probe_insertion": [self._insertions(o) for o in row["probe_insertion"]],
             "field_of_view": [],
@@ -135,13 +142,19 @@ class Records:
             **{name: row[name] for name in kept.split()},
         }
 
+    def _data_url(self, row: Row) -> str | None:
+        """Where the first copy is that a server has."""
+        copies = map(self._file_record, row["file_records"])
+        urls = (one["data_url"] for one in copies if one["exists"])
+        return next(filter(None, urls), None)
+
     def _file_record(self, row: Row) -> Record:
         repository = row["data_repository"]["name"]
-        lab = row["dataset"]["session"]["lab"]["name"]
+        kind, _, lab = repository.partition("_")
         below = {
             "flatiron": f"/public/{lab}/Subjects/",
             "aws": f"data/{lab}/Subjects/",
-        }.get(repository.partition("_")[0], "/mnt/s0/Data/Subjects/")
+        }.get(kind, "/mnt/s0/Data/Subjects/")
         path = with_uuid(row["relative_path"], row["dataset"]["id"])
         url = None
         if repository.startswith("flatiron"):

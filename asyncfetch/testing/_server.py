@@ -238,7 +238,7 @@ class Archive:
         fault = self._scripted(target)
         limit: Mapping[str, str] = {}
         if fault is None:
-            fault, limit = self._timed(arrived)
+            fault, limit = self._timed(arrived, target)
             fault = fault or self._faults.draw(target, nth) or Fault()
         if limit:
             fault = replace(fault, headers={**limit, **fault.headers})
@@ -257,7 +257,7 @@ class Archive:
                 return faults.popleft()
         return None
 
-    def _timed(self, now: float) -> tuple[Fault | None, Mapping[str, str]]:
+    def _timed(self, now: float, target: str) -> tuple[Fault | None, Mapping[str, str]]:
         """What the clock decides, an outage or a request too many; limit headers."""
         plan = self._faults
         assert self._first_request is not None
@@ -265,7 +265,9 @@ class Archive:
             start, length = plan.outage
             if start <= now - self._first_request < start + length:
                 return Fault.reset(), {}
-        if plan.throttle is None:
+        service = self._service_of(target)
+        own = service if isinstance(service, AlyxService) else None
+        if plan.throttle is None or (own and not own.is_throttled(target)):
             return None, {}
         opened, count = self._window
         if now >= opened + plan.throttle.seconds:
@@ -277,8 +279,20 @@ class Archive:
         wait = opened + plan.throttle.seconds - now
         headers = plan.throttle.headers(count + 1, wait)
         if count >= plan.throttle.count:
-            return plan.throttle.refusal(wait), headers
+            refusal = plan.throttle.refusal(wait)
+            if own:
+                answer = own.throttled(target, wait)
+                said = {**answer.headers, "Retry-After": refusal.headers["Retry-After"]}
+                refusal = replace(refusal, headers=said, body=answer.body)
+            return refusal, headers
         return None, headers
+
+    def _service_of(self, target: str) -> Service | None:
+        path = target.partition("?")[0]
+        for service in self._services:
+            if path.startswith(service.prefix + "/"):
+                return service
+        return None
 
     def _is_away(self) -> bool:
         if self._faults.away is None or self._first_request is None:
@@ -291,41 +305,41 @@ class Archive:
         body = await request.read() if request.can_read_body else b""
         path, _, query = request.raw_path.partition("?")
         accepts_gzip = "gzip" in request.headers.get("Accept-Encoding", "")
-        for service in self._services:
-            if path.startswith(service.prefix + "/"):
-                call = Call(
-                    method=request.method,
-                    target=request.raw_path,
-                    path=path.removeprefix(service.prefix),
-                    query=query,
-                    body=body,
-                    content_type=request.headers.get("Content-Type", ""),
-                    authorization=request.headers.get("Authorization", ""),
-                    accept=request.headers.get("Accept", ""),
-                    origin=f"http://{request.headers.get('Host', '')}",
-                    accepts_gzip=accepts_gzip,
-                )
-                # For a service of a test, which adds up what it says: a hop to a thread
-                # took more than half of the time.
-                if getattr(service, "answers_at_once", False):
-                    return service.answer(call)
-                if isinstance(service, NeuroMorphoService) and self._is_away():
-                    return service.away(call)
-                answer = self._kept.get(call)
-                if answer is None:
-                    answer = await anyio.to_thread.run_sync(
-                        service.answer, call, limiter=self._workers
-                    )
-                    if answer.may_be_kept:
-                        self._kept.put(call, answer)
-                    if call.method not in ("GET", "HEAD"):
-                        self._kept = _Kept(_MAX_KEPT_BYTES)  # as the service does
-                return answer
-        return Answer(
-            status=404,
-            headers={"Content-Type": "text/html"},
-            body=b"<html><body><h1>404 Not Found</h1></body></html>\n",
+        service = self._service_of(request.raw_path)
+        if service is None:
+            return Answer(
+                status=404,
+                headers={"Content-Type": "text/html"},
+                body=b"<html><body><h1>404 Not Found</h1></body></html>\n",
+            )
+        call = Call(
+            method=request.method,
+            target=request.raw_path,
+            path=path.removeprefix(service.prefix),
+            query=query,
+            body=body,
+            content_type=request.headers.get("Content-Type", ""),
+            authorization=request.headers.get("Authorization", ""),
+            accept=request.headers.get("Accept", ""),
+            origin=f"http://{request.headers.get('Host', '')}",
+            accepts_gzip=accepts_gzip,
         )
+        # For a service of a test, which adds up what it says: a hop to a thread
+        # took more than half of the time.
+        if getattr(service, "answers_at_once", False):
+            return service.answer(call)
+        if isinstance(service, NeuroMorphoService) and self._is_away():
+            return service.away(call)
+        answer = self._kept.get(call)
+        if answer is None:
+            answer = await anyio.to_thread.run_sync(
+                service.answer, call, limiter=self._workers
+            )
+            if answer.may_be_kept:
+                self._kept.put(call, answer)
+            if call.method not in ("GET", "HEAD"):
+                self._kept = _Kept(_MAX_KEPT_BYTES)  # as the service does
+        return answer
 
 
 class _Kept:

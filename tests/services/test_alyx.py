@@ -1,7 +1,11 @@
 """Alyx: every row once, whatever its pages do, and calls that say what is wrong."""
 
+import datetime as dt
 import json
+import uuid
+from pathlib import Path, PureWindowsPath
 
+import pandas as pd
 import pytest
 
 import asyncfetch
@@ -11,7 +15,7 @@ from asyncfetch.services import _schemes, alyx  # noqa: F401 - heavy, so not in 
 from asyncfetch.testing import Fault
 from asyncfetch.testing._alyx import PUBLIC, WRITER, AlyxService
 from asyncfetch.testing._alyx_data import INSERTION, SESSION
-from tests.conftest import Impatient, look
+from tests.conftest import Impatient
 
 pytestmark = pytest.mark.anyio
 
@@ -241,6 +245,17 @@ async def test_an_exception_of_the_service_is_said_and_not_asked_for_again(
     assert len(listed(archive)) == 1
 
 
+async def test_a_filter_that_the_service_fails_on_is_explained(one):
+    with pytest.raises(asyncfetch.ResponseError, match="use django="):
+        await one.rest("weighings", "list", lab="cortexlab")
+
+
+async def test_an_exact_lookup_without_rows_is_said_to_heed_case(one, caplog):
+    query = "subject__nickname__exact,ks022"
+    assert await one.rest("sessions", "list", django=query) == []
+    assert "iexact does not" in caplog.text
+
+
 async def test_html_under_a_good_status_is_no_list(archive, one):
     page = b"<!doctype html><title>500 Internal Server Error</title>"
     fault = Fault(body=page, headers={"Content-Type": "text/html"})
@@ -303,18 +318,92 @@ async def test_keys_of_json_fields_change_one_by_one(writer):
     assert (await writer.rest("insertions", "read", id=INSERTION))["json"] is None
 
 
+async def belonging(one):
+    """What the tutorial's session is known by without a request."""
+    of = {"session": SESSION}
+    (record, *_) = await one.rest("sessions", "list", id=SESSION)
+    (trajectory, *_) = await one.rest(
+        "trajectories", "list", probe_insertion=INSERTION, limit=1
+    )
+    where = {"probe_insertion": INSERTION, "output_type": "arrow"}
+    return [
+        *(SESSION.upper(), SESSION.replace("-", ""), uuid.UUID(SESSION)),
+        *(record, record["url"], f"{record['url']}/", {"id": SESSION}),
+        *({"eid": SESSION}, pd.Series(record)),
+        f"https://example.org/admin/actions/session/{SESSION}/change/",
+        (await one.rest("datasets", "list", **of, limit=1))[0],
+        (await one.rest("tasks", "list", **of, limit=1))[0],
+        await one.rest("insertions", "read", id=INSERTION),
+        next(n for n in await one.rest("notes", "list") if n["object_id"] == SESSION),
+        trajectory,
+        (await one.trajectories.get(**where)).to_pylist()[0],
+    ]
+
+
 async def test_sessions_are_known_by_what_belongs_to_them(archive, one):
-    insertion = await one.rest("insertions", "read", id=INSERTION)
+    some = await belonging(one)
     asked = len(archive.log)
-    rows = await look(lambda: [SESSION, f"{archive.alyx}/sessions/{SESSION}"])
-    assert await one.to_eid([*rows, insertion, {"id": SESSION}]) == [SESSION] * 4
+    assert await one.to_eid(some) == [SESSION] * len(some)
+    ids = [await one.to_eid(of) for of in some]
+    assert ids == [SESSION] * len(some)
     assert len(archive.log) == asked
-    path = "cortexlab/Subjects/KS014/2019-12-03/001/alf/spikes.times.npy"
-    assert await one.to_eid(["2019-12-03_1_KS014", path]) == [SESSION] * 2
-    table = await one.sessions.get(output_type="arrow", subject="KS014")
-    assert SESSION in await one.to_eid(table)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        "2019-12-03_1_KS014",
+        "2019-12-03_001_KS014",
+        "cortexlab/Subjects/KS014/2019-12-03/001/alf/spikes.times.npy",
+        Path("/data/cortexlab/Subjects/KS014/2019-12-03/001"),
+        PureWindowsPath(r"C:\data\cortexlab\Subjects\KS014\2019-12-03\001"),
+        {"subject": "KS014", "date": dt.date(2019, 12, 3), "sequence": 1},
+        {"subject": "KS014", "start_time": "2019-12-03T16:20:05", "number": 1},
+    ],
+)
+async def test_sessions_are_found_by_what_people_call_them(one, of):
+    assert await one.to_eid(of) == SESSION
+
+
+async def test_sessions_are_found_by_what_points_at_them(archive, one):
+    (dataset, *_) = await one.rest("datasets", "list", session=SESSION)
+    (file, *_) = await one.rest("files", "list", dataset=dataset["url"][-36:])
+    for of in (file, dataset["url"], f"{archive.alyx}/insertions/{INSERTION}"):
+        asked = len(archive.log)
+        assert await one.to_eid(of) == SESSION
+        assert len(archive.log) == asked + 1
+    for row in archive.truth.alyx("datasets", session=SESSION)[:1]:
+        row["session"] = None  # one of many sessions
+    with pytest.raises(asyncfetch.NotFound, match="no session of datasets"):
+        await one.to_eid(f"{archive.alyx}/datasets/{row['id']}")
     with pytest.raises(asyncfetch.NotFound, match="no sessions of KS014"):
         await one.to_eid("2001-12-03_1_KS014")
+
+
+async def test_several_sessions_come_in_any_container(one):
+    table = await one.sessions.get(output_type="arrow", subject="KS014")
+    ids = table["id"].to_pylist()
+    assert SESSION in ids
+    frame = table.to_pandas()
+    for some in (
+        *(table, table.to_batches()[0], table["id"], frame, frame["id"]),
+        *(frame["id"].to_numpy(), frame.set_index("id"), tuple(ids)),
+        *(dict.fromkeys(ids).keys(), (one for one in ids)),
+    ):
+        assert await one.to_eid(some) == ids
+    assert await one.to_eid({SESSION}) == [SESSION]
+    assert await one.to_eid([]) == []
+
+
+async def test_what_belongs_to_no_session_is_an_error(one):
+    """Most of it has an id of the same form."""
+    (channel, *_) = await one.rest("channels", "list", limit=1)
+    (lab, *_) = await one.rest("labs", "list", limit=1)
+    (tag, *_) = await one.rest("tags", "list", limit=1)
+    (weighing, *_) = await one.rest("weighings", "list", limit=1)
+    for of in (channel, lab, tag, weighing, {}, None, "", 5, [None], "nonsense"):
+        with pytest.raises(asyncfetch.ConfigurationError, match="expected a session's"):
+            await one.to_eid(of)
 
 
 # --- answers that are kept ------------------------------------------------------------
@@ -328,6 +417,8 @@ async def test_answers_are_kept_until_something_is_written(archive, tmp_path):
         assert await one.rest("sessions", "read", id=SESSION) == before
         assert len(await one.rest("labs", "list")) == 5
         assert len(archive.log) == asked
+        assert len(await one.rest("labs", "list", no_cache=True)) == 5
+        assert len(archive.log) == asked + 1
         data = {"narrative": "new"}
         await one.rest("sessions", "partial_update", id=SESSION, data=data)
         after = await one.rest("sessions", "read", id=SESSION)

@@ -1,6 +1,10 @@
 """Alyx's data files: whole or not at all, under their paths, and no secret beyond."""
 
 import hashlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,8 @@ import pytest
 import asyncfetch
 from asyncfetch import testing
 from asyncfetch._model import Request
+from asyncfetch._partial import PARTIAL_POINTS
+from asyncfetch._verify import verify
 from asyncfetch.services import alyx  # noqa: F401 - heavy, so not in a loop
 from asyncfetch.services._datafiles import quoted
 from asyncfetch.testing import Fault
@@ -158,3 +164,111 @@ async def test_credentials_of_the_web_server_go_there_and_nowhere_else(archive):
         assert await ask_file(one, public) == content(0, row["id"], row["file_size"])
         with pytest.raises(asyncfetch.AuthenticationError):
             await ask_file(one, private)
+
+
+# --- killed ---------------------------------------------------------------------------
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+FAULTS = "error=0.01,reset=0.01,reset_body=0.01,truncate=0.01,html=0.01"
+FETCH = ("-m", "asyncfetch", "fetch", "alyx/data-files", "--commit-seconds", "0.02")
+DOWNLOAD = """
+import sys, anyio, asyncfetch
+from asyncfetch.services import alyx
+
+async def main(dest, ids):
+    async with asyncfetch.Alyx.from_env() as one:
+        report = await one.download(ids.split(), dest)
+        report.raise_for_failed()
+
+anyio.run(main, sys.argv[1], sys.stdin.read())
+"""
+
+
+def work(archive, words, ids=(), crash=""):
+    """Do it in a process of its own; how that ended."""
+    return subprocess.run(
+        [sys.executable, *words],
+        env={
+            **os.environ,
+            **archive.environment(),
+            "ASYNCFETCH_CRASH": crash,
+            "PYTHONPATH": str(Path(asyncfetch.__file__).parents[1]),
+        },
+        input=" ".join(ids).encode(),
+        check=False,
+        capture_output=True,
+    )
+
+
+def in_place(archive, folder, rows):
+    """Rows whose files have their final names, and are what the service has."""
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    found = {path for path in found if path.parts[0] != "_downloads"}
+    there = []
+    for row in rows:
+        copy = row["file_records"][0]
+        lab = copy["data_repository"]["name"].partition("_")[2]
+        path = Path(f"{lab}/Subjects/{copy['relative_path']}")
+        if path in found:
+            found.remove(path)
+            there.append(row)
+            size = row["file_size"]
+            assert (folder / path).read_bytes() == content(0, row["id"], size)
+    assert not found, "no other files, and no part of one, have a name"
+    return there
+
+
+def killed_and_gone_on_with(archive, words, rows, folder, point):
+    """What holds of files whose process dies at *point*; the ids that it committed."""
+    ids = [row["id"] for row in rows]
+    ended = work(archive, words, ids, crash=point)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    there = in_place(archive, folder, rows)
+    (dest,) = (path.parent for path in folder.parent.rglob("_asyncfetch"))
+    items = asyncfetch.open_dataset(dest).items.to_pylist()
+    committed = {one["key"][-36:] for one in items if one["outcome"] == "ok"}
+    assert committed <= {row["id"] for row in there}, "a row before its file"
+    assert {one.code for one in verify(dest)} <= {"part-missing"}
+
+    mark = len(archive.log)
+    ended = work(archive, words, ids)
+    assert ended.returncode == 0, ended.stderr.decode()
+    asked = " ".join(entry.target for entry in archive.log[mark:])
+    assert not [row for row in there if f"{row['id']}." in asked], "asked again"
+    assert in_place(archive, folder, rows) == rows
+    table = asyncfetch.open_dataset(dest).rows.to_table().to_pylist()
+    assert sorted(row["id"] for row in table) == sorted(ids)
+    assert verify(dest) == []
+    assert list((dest / "_asyncfetch/partial").iterdir()) == []
+
+    mark = len(archive.log)
+    assert work(archive, words, ids).returncode == 0
+    assert len(archive.log) == mark
+    return committed
+
+
+@posix
+@pytest.mark.parametrize(
+    "point",
+    ["note-durable:2", "file-linked:60", "file-durable:2", "part-linked:2"],
+)
+def test_a_killed_fetch_asks_for_no_file_again(point, tmp_path):
+    with testing.serve_in_thread(scale=0.13, faults=FAULTS) as archive:
+        words = [*FETCH, "-o", str(tmp_path / "d")]
+        rows = archive.truth.alyx("datasets")
+        files = tmp_path / "d/_files"
+        assert killed_and_gone_on_with(archive, words, rows, files, point)
+
+
+@posix
+@pytest.mark.parametrize(
+    "point", ["note-durable", "file-renamed:5", "items-durable", *PARTIAL_POINTS]
+)
+def test_a_killed_download_asks_for_no_file_again(point, tmp_path):
+    with testing.serve_in_thread(scale=0.05, faults=FAULTS) as archive:
+        rows = archive.truth.alyx("datasets")[:20]
+        size = 3 << 20  # of one that is kept on its way
+        digest = hashlib.md5(content(0, rows[4]["id"], size)).hexdigest()
+        rows[4].update(file_size=size, hash=digest)
+        words = ["-c", DOWNLOAD, str(tmp_path / "d")]
+        killed_and_gone_on_with(archive, words, rows, tmp_path / "d", point)
