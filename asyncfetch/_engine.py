@@ -52,7 +52,7 @@ from asyncfetch._dataset import Writer, noted
 from asyncfetch._decode import as_schema, document, whole, without_taken_keys
 from asyncfetch._exchange import Answer, Exchange, ignore
 from asyncfetch._files import Files, directory_of
-from asyncfetch._ledger import CITATION, PlanRecord, cut_short, destination, schema_id
+from asyncfetch._ledger import CITATION, PlanRecord, cut_short, schema_id, store_at
 from asyncfetch._model import (
     AbsentSource,
     Ask,
@@ -1220,7 +1220,7 @@ async def download(
     def record() -> PlanRecord:
         if files is None:
             return plan.record()
-        return replace(plan.record(), files=directory_of(files, destination(dest)))
+        return replace(plan.record(), files=directory_of(files, store_at(dest).root))
 
     def open_writer() -> None:
         opened.append(
@@ -1248,7 +1248,7 @@ async def download(
     except OSError as error:
         if isinstance(error, AsyncfetchError):
             raise
-        raise cut_short(destination(dest), error) from error
+        raise cut_short(store_at(dest), error) from error
     finally:
         for writer in opened:
             await surely_in_thread(writer.close)
