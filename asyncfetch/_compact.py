@@ -17,7 +17,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -50,6 +49,7 @@ from asyncfetch._ledger import (
     stored_plan,
     unwritable,
 )
+from asyncfetch._objects import Destination
 from asyncfetch._store import LocalStore, Lock, Staging
 from asyncfetch.errors import DatasetError
 
@@ -71,7 +71,7 @@ class Compaction:
 
 
 def compact(
-    dest: str | Path,
+    dest: Destination,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,

@@ -68,8 +68,9 @@ from asyncfetch._model import (
     PlannedItem,
 )
 from asyncfetch._names import Names
+from asyncfetch._objects import Destination
 from asyncfetch._store import RECORDS, LocalStore, Lock, Staging, crash_point
-from asyncfetch.errors import DatasetError
+from asyncfetch.errors import ConfigurationError, DatasetError
 
 # Small enough for a reader's cache and our memory, large enough to compress well. With
 # twice as many, 20 000 traces took 231 to 234 MB at their peak, with these 208 to 212.
@@ -228,7 +229,7 @@ class Writer:
     @classmethod
     def open(
         cls,
-        dest: str | Path,
+        dest: Destination,
         record: PlanRecord | None,
         schema: pa.Schema,
         *,
@@ -266,6 +267,12 @@ class Writer:
             or the directory is no dataset or cannot be written. The disk is as it was.
         """
         store = store_at(dest)
+        wanted = None if record is None else record.files
+        if not store.holds_files and (stores_files or wanted is not None):
+            raise ConfigurationError(
+                f"expected a directory for a dataset that stores files, got {store}: "
+                "fetch into a directory, and copy that"
+            )
         _agreed(store, record, schema)
         run = secrets.token_hex(8)
         staging = store.staging(run)
@@ -946,7 +953,7 @@ class View:
         There is no dataset, or it is damaged.
     """
 
-    def __init__(self, dest: str | Path) -> None:
+    def __init__(self, dest: Destination) -> None:
         self._store = store_at(dest)
         plan = stored_plan(self._store)
         if plan is None:
@@ -1045,7 +1052,7 @@ class View:
 
 
 def noted(
-    dest: str | Path, record: PlanRecord, schema: pa.Schema
+    dest: Destination, record: PlanRecord, schema: pa.Schema
 ) -> Mapping[str, Json] | None:
     """What the dataset at *dest* has learned of that plan; only looks.
 
@@ -1057,7 +1064,7 @@ def noted(
     return _agreed(store_at(dest), record, schema).notes
 
 
-def held(dest: str | Path, record: PlanRecord, schema: pa.Schema) -> Ledger | None:
+def held(dest: Destination, record: PlanRecord, schema: pa.Schema) -> Ledger | None:
     """What a writer of that plan would find at *dest*, None for nothing; only looks.
 
     Raises
@@ -1070,6 +1077,6 @@ def held(dest: str | Path, record: PlanRecord, schema: pa.Schema) -> Ledger | No
     return Ledger(store, agreed.limit) if stored_plan(store) is not None else None
 
 
-def open_dataset(dest: str | Path) -> View:
+def open_dataset(dest: Destination) -> View:
     """View of the dataset at *dest*; what a writer commits later is not in it."""
     return View(dest)

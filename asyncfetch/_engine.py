@@ -88,6 +88,7 @@ from asyncfetch._model import (
     Source,
     Stores,
 )
+from asyncfetch._objects import Destination
 from asyncfetch._partial import Partial
 from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch._together import MOST, Together
@@ -303,7 +304,7 @@ class Planner:
 
 async def settled(
     plan: Plan,
-    dest: str | Path | None = None,
+    dest: Destination | None = None,
     *,
     observe: Observer = ignore,
     interactive: bool = True,
@@ -1150,7 +1151,7 @@ def _end_soon(
 
 async def download(
     plan: Plan,
-    dest: str | Path,
+    dest: Destination,
     *,
     files: str | Path | None = None,
     only: frozenset[int] | None = None,

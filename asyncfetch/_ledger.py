@@ -65,6 +65,7 @@ from asyncfetch._model import (
     PlannedItem,
     Request,
 )
+from asyncfetch._objects import Destination, ObjectStore, bucket_store
 from asyncfetch._store import RECORDS, LocalStore, crash_point, sync_folder
 from asyncfetch.errors import ConfigurationError, DatasetError
 
@@ -1023,16 +1024,20 @@ def _planned_item(row: Mapping[str, Any]) -> PlannedItem:
     return PlannedItem(ordinal=row["ordinal"], item=item, parent=row["parent"])
 
 
-def store_at(dest: str | Path) -> LocalStore:
+def store_at(dest: Destination) -> LocalStore:
     """Where the files of the dataset *dest* are; nothing is touched yet.
 
     Raises
     ------
     ConfigurationError
-        It names a file, or an object store.
+        It names a file, or an object store that cannot be used.
     """
+    if isinstance(dest, ObjectStore):
+        return bucket_store(dest)
     text = str(dest)
-    if not text or "://" in text:
+    if "://" in text:
+        return bucket_store(ObjectStore(text))
+    if not text:
         raise ConfigurationError(f"expected a directory, got {text!r}")
     if text.endswith((".parquet", ".csv", ".json")):
         raise ConfigurationError(

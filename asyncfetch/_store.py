@@ -112,6 +112,8 @@ class LocalStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    holds_files = True
+    """Whether stored files may lie in it."""
     filesystem: Any = None
     """What Arrow reads through; None is what it takes for files."""
 

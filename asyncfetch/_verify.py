@@ -15,7 +15,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,7 @@ from asyncfetch._ledger import (
     unwritable,
 )
 from asyncfetch._model import Outcome
+from asyncfetch._objects import Destination
 from asyncfetch._store import FOLDERS, RECORDS, LocalStore, Staging, sync_folder
 from asyncfetch._verify_files import FilesAudit
 from asyncfetch.errors import DatasetError
@@ -79,7 +79,7 @@ class Problem:
 
 
 def verify(
-    dest: str | Path,
+    dest: Destination,
     *,
     repair: bool = False,
     note: Callable[[Problem], object] = lambda _: None,
