@@ -318,6 +318,9 @@ def _reason(error: BaseException) -> str:
         return ": ".join(filter(None, said.groups()))
     if "kind: Connect" in text or "ConnectError" in text:
         return "no connection to it"
+    status = re.search(r"status code: (\d{3}[ \w]*)", text)
+    if status is not None:
+        return status[1].strip()
     first = text.partition("\n")[0] or type(error).__name__
     return re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", first)[:300]
 
