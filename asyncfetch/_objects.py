@@ -24,6 +24,7 @@ lock in its directory.
 
 from __future__ import annotations
 
+import asyncio
 import configparser
 import errno
 import hashlib
@@ -35,6 +36,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +46,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from asyncfetch._store import (
@@ -330,6 +332,15 @@ def _no_bucket(text: str) -> bool:
     return any(one in text for one in names)
 
 
+# S3 and Azure know the state of an object by its tag, GCS by its generation.
+_Version: TypeAlias = dict[str, str]
+_Mode: TypeAlias = Literal["create", "overwrite"] | _Version
+
+
+def _version(told: Mapping[str, Any]) -> _Version:
+    return {name: told[name] for name in ("e_tag", "version") if told.get(name)}
+
+
 class _BucketStore(LocalStore):
     """The files of one dataset on an object store, by their names below its prefix."""
 
@@ -340,9 +351,6 @@ class _BucketStore(LocalStore):
         self._objects = _connect(place)
         of_url = hashlib.sha256(str(place).encode()).hexdigest()[:12]
         self._prefix = f"asyncfetch-{of_url}-"
-        super().__init__(Path(tempfile.mkdtemp(prefix=self._prefix)))
-        alive = _hold(self.root)
-        self.close = weakref.finalize(self, _discard, self.root, alive)
         self.lease: _Lease | None = None
         self.is_lost = False
         """Whether a call failed for good: no use in asking for more."""
@@ -351,6 +359,19 @@ class _BucketStore(LocalStore):
 
     def __str__(self) -> str:
         return str(self._place)
+
+    @cached_property
+    def root(self) -> Path:
+        """A directory of this machine, from the first use to the end of the store."""
+        root = Path(tempfile.mkdtemp(prefix=self._prefix))
+        self._end = weakref.finalize(self, _discard, root, _hold(root))
+        return root
+
+    def close(self) -> None:
+        """Remove the directory; what is read later makes another."""
+        if "root" in self.__dict__:
+            self._end()
+            del self.root
 
     # --- one object, one request ------------------------------------------------------
 
@@ -391,31 +412,36 @@ class _BucketStore(LocalStore):
                 "committed before stands; mend that, and a resume goes on"
             ) from None
 
-    def read(self, name: str) -> tuple[bytes, str] | None:
-        """Content of a small object, and the tag of this state of it."""
+    def read(self, name: str) -> tuple[bytes, _Version] | None:
+        """Content of a small object, and which state of it that is."""
         import obstore  # noqa: PLC0415
 
         try:
             with self._asking():
                 found = obstore.get(self._objects, name)
-                return bytes(found.bytes()), found.meta["e_tag"] or ""
+                return bytes(found.bytes()), _version(found.meta)
         except FileNotFoundError:
             return None
 
-    def put(self, name: str, data: Any, mode: str = "create") -> str:
-        """Make an object of *data* in a single request; its tag.
+    def put(self, name: str, data: Any, mode: _Mode = "create") -> _Version:
+        """Make an object of *data* in a single request.
 
         Parameters
         ----------
         mode
-            ``create``, ``overwrite``, or the tag of what it is to replace.
+            ``create``, ``overwrite``, or the state that it is to replace.
         """
         import obstore  # noqa: PLC0415
 
-        how: Any = mode if mode in {"create", "overwrite"} else {"e_tag": mode}
         with self._asking():
-            done = obstore.put(self._objects, name, data, mode=how, use_multipart=False)
-        return done["e_tag"] or ""
+            done = obstore.put(
+                self._objects,
+                name,
+                data,
+                mode=mode,  # type: ignore[arg-type] # what obstore itself gave
+                use_multipart=False,
+            )
+        return _version(done)
 
     def _list(self, folder: str) -> tuple[dict[str, int], list[str]]:
         """Objects in *folder* with their sizes, and the folders there."""
@@ -448,8 +474,8 @@ class _BucketStore(LocalStore):
         self.lease = _Lease(self, run, clock=clock, sleep=sleep)
         return self.lease
 
-    @cached_property
-    def filesystem(self) -> Any:  # made when it is wanted
+    @property
+    def filesystem(self) -> Any:
         """Records from here, parts by ranges from the bucket."""
         return _filesystem(self)
 
@@ -595,11 +621,9 @@ class _BucketStore(LocalStore):
             return False
         return _is_free(self.root.with_name(mark))
 
-    def sweep(self) -> None:
-        """Remove what processes that were killed left here of this dataset."""
-        for other in self.root.parent.glob(f"{self._prefix}*"):
-            if _is_free(other):
-                shutil.rmtree(other, ignore_errors=True)
+    def bury(self, mark: str) -> None:
+        """Remove what a process that was killed left on this machine."""
+        shutil.rmtree(self.root.with_name(mark), ignore_errors=True)
 
 
 class _DeniedError(DatasetError):
@@ -608,10 +632,8 @@ class _DeniedError(DatasetError):
 
 def _hold(root: Path) -> int:
     """Make the file that is locked while this process lives."""
-    made = root / "alive.new"
-    file = os.open(made, os.O_RDWR | os.O_CREAT, 0o600)
+    file = os.open(root / "alive", os.O_RDWR | os.O_CREAT, 0o600)
     try_lock(file)
-    made.rename(root / "alive")  # it is locked wherever it is seen
     return file
 
 
@@ -620,7 +642,7 @@ def _is_free(root: Path) -> bool:
     try:
         file = os.open(root / "alive", os.O_RDWR)
     except OSError:
-        return False  # of another machine, or just being made
+        return False  # of another machine
     try:
         return try_lock(file) is True
     finally:
@@ -629,7 +651,12 @@ def _is_free(root: Path) -> bool:
 
 def _discard(root: Path, alive: int) -> None:
     os.close(alive)
-    shutil.rmtree(root, ignore_errors=True)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        shutil.rmtree(root, ignore_errors=True)
+    else:  # a view was let go of there, and nothing may block it
+        threading.Thread(target=shutil.rmtree, args=(root, True)).start()
 
 
 def _numbered(name: str) -> tuple[str, int] | None:
@@ -708,13 +735,11 @@ class _BucketStaging(Staging):
             bucket.remove(f"{FENCE}/{number}")
         crash_point("fence-cleared")
         bucket.withdraw()
-        bucket.sweep()
 
     def publish(self, staged: str, name: str, what: str) -> int:
         source = self.folder / staged
         size = source.stat().st_size
         crash_point(f"{what}-staged")
-        self._look()
         try:
             self._bucket.patiently(lambda: self._put(source, name))
         except FileExistsError:
@@ -800,8 +825,9 @@ class _Lease(Lock):
         super().__init__(store.root / "lock", run, clock=clock, sleep=sleep)
         self._store = store
         self._text = b""
-        self._tag: str | None = None
+        self._version: _Version | None = None
         self._beaten = 0.0
+        self._dead: str | None = None
 
     def acquire(self) -> None:
         try:
@@ -809,8 +835,10 @@ class _Lease(Lock):
         except _DeniedError as error:  # a dataset that may be read alone
             raise PermissionError(errno.EACCES, str(error)) from None
         crash_point("lease-taken")
+        if self._dead is not None:
+            self._store.bury(self._dead)
 
-    def _free(self) -> str:
+    def _free(self) -> _Mode:
         """Wait until nobody holds it; how to put what is to be there now."""
         seen: bytes | None = None
         since = 0.0
@@ -819,16 +847,19 @@ class _Lease(Lock):
             found = self._store.read(LOCK)
             if found is None:
                 return "create"
-            text, tag = found
+            text, version = found
             words = text.decode("ascii", "replace").split()
-            if not words or self._store.is_dead(words[-1]):
-                return tag
+            if not words:
+                return version
+            if self._store.is_dead(words[-1]):
+                self._dead = words[-1]
+                return version
             if seen is None:
                 seen, since = text, self._clock()
             elif text != seen:
                 raise self._at_work(text)
             elif now - since >= STALE:
-                return tag
+                return version
             self._sleep(POLL)
 
     def _at_work(self, text: bytes) -> DatasetError:
@@ -838,29 +869,30 @@ class _Lease(Lock):
             f"{process}): wait until it ends, or end it"
         )
 
-    def _take(self, mode: str) -> None:
+    def _take(self, mode: _Mode) -> None:
         self._beats += 1
         text = f"{self._run} {os.getpid()} {self._beats} {self._store.mark}\n".encode()
         self._beaten = time.monotonic()
         try:
-            self._tag = self._store.put(LOCK, text, mode)
+            self._version = self._store.put(LOCK, text, mode)
         except (FileExistsError, FileNotFoundError):
             found = self._store.read(LOCK)
             if found is None or found[0] != text:  # not our own, put twice
-                self._tag = None
+                self._version = None
                 raise self._at_work(found[0] if found else b"") from None
-            self._tag = found[1]
+            self._version = found[1]
 
     def beat(self) -> None:
-        if self._tag is not None and time.monotonic() - self._beaten >= BEAT:
-            self._take(self._tag)
+        if self._version is not None and time.monotonic() - self._beaten >= BEAT:
+            self._take(self._version)
 
     def release(self, *, erase: bool) -> None:
-        tag, self._tag = self._tag, None
-        if erase and tag is not None and not self._store.is_lost:
+        version, self._version = self._version, None
+        if erase and version is not None and not self._store.is_lost:
             with suppress(OSError, DatasetError):  # it is another's, or stale soon
-                self._store.put(LOCK, b"\n", tag)
+                self._store.put(LOCK, b"\n", version)
         self._store.lease = None
+        self._store.close()  # only now: it shows that this process lives
 
 
 class _Ranges(io.RawIOBase):

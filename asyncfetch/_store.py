@@ -110,7 +110,12 @@ class LocalStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self._root = root
+
+    @property
+    def root(self) -> Path:
+        """The directory that all names are below."""
+        return self._root
 
     holds_files = True
     """Whether stored files may lie in it."""

@@ -257,13 +257,17 @@ def begun() -> str:
 
 
 def puts(points: tuple[str, ...]) -> list[str]:
-    """The points that a writer passes there: no links, no directories."""
-    others = ("open-locked", "takeover-renamed", "takeover-emptied", "note", "file")
+    """The points that matter there: no links, no directories, no stored files.
+
+    Behind a put comes a look; that is of weight where the put may be the commit.
+    """
+    others = ("open-made", "open-locked", "takeover-renamed", "takeover-emptied")
+    others += ("note", "file", "plan-durable", "block-durable", "follow-durable")
+    others += ("run-durable", "replaced-parts-durable")
     return [
         one
         for one in points
-        if not one.endswith("-linked")
-        if not one.startswith(others)
+        if not one.endswith("-linked") and not one.startswith(others)
     ]
 
 
