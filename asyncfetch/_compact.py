@@ -87,7 +87,7 @@ def compact(
     Parameters
     ----------
     dest
-        The dataset's directory.
+        The dataset's directory, or its place on an object store.
     clock, sleep
         Seconds that only grow, and how to wait for another writer.
 

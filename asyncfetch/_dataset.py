@@ -940,7 +940,7 @@ class View:
     Parameters
     ----------
     dest
-        Its directory.
+        Its directory, or its place on an object store.
 
     Attributes
     ----------

@@ -1166,7 +1166,8 @@ async def download(
     Parameters
     ----------
     dest
-        A directory; made if it is not there.
+        A directory, made if it is not there, or a place on an object store
+        (``s3://bucket/prefix``, or an :class:`~asyncfetch.ObjectStore`).
     files
         A directory for the exact bytes of items that are files: ``_files`` is the one
         in the dataset. It is remembered; by default it is what the dataset says, and

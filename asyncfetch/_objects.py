@@ -112,9 +112,14 @@ class ObjectStore:
     """Whether to ask without credentials: for buckets that everybody may read."""
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
+        known = ", ".join(f"{one}://bucket/prefix" for one in SCHEMES)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError:
+            raise ConfigurationError(
+                f"expected a directory or {known}, got what is no URL"
+            ) from None
         if parts.scheme not in SCHEMES or not parts.hostname:
-            known = ", ".join(f"{one}://bucket/prefix" for one in SCHEMES)
             place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
             raise ConfigurationError(f"expected a directory or {known}, got {place!r}")
         if "@" in parts.netloc or parts.query or parts.fragment:
@@ -833,7 +838,8 @@ class _Lease(Lock):
         try:
             self._take(self._free())
         except _DeniedError as error:  # a dataset that may be read alone
-            raise PermissionError(errno.EACCES, str(error)) from None
+            reason = str(error).partition(", got ")[2]
+            raise PermissionError(errno.EACCES, reason) from None
         crash_point("lease-taken")
         if self._dead is not None:
             self._store.bury(self._dead)

@@ -522,6 +522,20 @@ def test_wrong_credentials_are_said_in_a_line_without_them(
         _s3.let_in(service, "inf")
 
 
+def test_dataset_that_may_only_be_read_can_be_verified(
+    dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.download(dest)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise obstore.exceptions.PermissionDeniedError("<Code>AccessDenied</Code>")
+
+    monkeypatch.setattr(obstore, "put", refuse)
+    assert verify(dest) == []
+    with pytest.raises(DatasetError, match=f"written, got {dest}: AccessDenied"):
+        compact(dest)
+
+
 def test_anonymous_requests_are_not_signed(
     dest: str, road: _s3.Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -547,6 +561,7 @@ def test_anonymous_requests_are_not_signed(
         ("s3://bucket/x?secret=hidden", "nothing else"),
         ("ftp://key:hidden@host/x", "expected a directory or s3://bucket/prefix"),
         ("s3:///hidden", "expected a directory or"),
+        ("s3://[hidden", "no URL"),
     ],
 )
 def test_odd_places_are_refused_without_showing_secrets(url: str, text: str) -> None:
