@@ -592,9 +592,20 @@ class _BucketStore(LocalStore):
             f"all the time at {self}: try again"
         )
 
-    def standing(self) -> dict[str, tuple[int, int]]:
-        """The last items file and the last part of each run, as their numbers."""
+    def standing(self, fences: list[str]) -> dict[str, tuple[int, int]]:
+        """The last items file and the last part of each run, as their numbers.
+
+        Parameters
+        ----------
+        fences
+            Those that were there: a run that had put nothing by now is known by its
+            own, or by that of whoever came after it.
+        """
         last: dict[str, tuple[int, int]] = {}
+        for number in fences:
+            if (text := self.read(f"{FENCE}/{number}")) is not None:
+                fence = Fence.from_json(text[0], f"{self}/{FENCE}/{number}")
+                last |= dict.fromkeys((fence.run, *(fence.stands or ())), (-1, -1))
         for name in self.names(ITEMS):
             if (found := _numbered(name)) is not None:
                 items, part = last.get(found[0], (-1, -1))
@@ -698,11 +709,14 @@ class Fence:
         return json.dumps({"run": self.run, "stands": self.stands}).encode()
 
     def lets(self, name: str) -> bool:
-        """Whether a file may count: no part, no items file, or put before the fence."""
+        """Whether a file may count: none that a run before the fence put behind it.
+
+        Files of runs that never were here were copied in, and are what they are.
+        """
         found = _numbered(name)
-        if found is None or self.stands is None or found[0] == self.run:
+        if found is None or self.stands is None or found[0] not in self.stands:
             return True
-        items, part = self.stands.get(found[0], (-1, -1))
+        items, part = self.stands[found[0]]
         return found[1] <= (items if name.endswith(".items") else part)
 
 
@@ -732,9 +746,11 @@ class _BucketStaging(Staging):
             found = bucket.read(name)
             if found is None or found[0] != claim:  # not our own, put again
                 raise self._taken_over() from None
+        self._look()  # a number can become free again for whoever slept before this
         crash_point("fence-claimed")
         # From here on no other run believes that it commits: it looks after its put.
-        bucket.put(name, Fence(self.run, bucket.standing()).to_json(), "overwrite")
+        stands = bucket.standing(numbers)
+        bucket.put(name, Fence(self.run, stands).to_json(), "overwrite")
         crash_point("fence-complete")
         for number in numbers:
             bucket.remove(f"{FENCE}/{number}")

@@ -114,12 +114,12 @@ def bare_rows(dest: str) -> list[tuple[int, str]]:
     return sorted(rows)
 
 
-def copied(source: str, target: str) -> str:
+def copied(source: str, target: str, *, but: str = "/lock") -> str:
     """Another dataset with what the first one holds, but for its lease."""
     s3 = client()
     start, there = (one.removeprefix(f"s3://{BUCKET}/") for one in (source, target))
     for name in objects(source):
-        if not name.endswith("/lock"):
+        if not name.endswith("/lock") and but not in name:
             s3.copy_object(
                 Bucket=BUCKET,
                 Key=f"{there}/{name}",
@@ -423,6 +423,20 @@ def test_part_that_came_late_is_seen_by_nobody_and_goes(dest: str) -> None:
     assert made_up.all_rows(dest) == made_up.expected_rows(made_up.KEYS)
     assert verify(dest) == []
     made_up.download(dest)
+    assert_whole(dest)
+
+
+def test_dataset_that_went_on_elsewhere_can_be_copied_over(
+    begun: str, finished: str, dest: str
+) -> None:
+    copied(begun, dest)
+    made_up.download(dest)
+    for name in objects(dest):
+        if "fence" not in name:
+            store_at(dest).remove(name)
+    copied(finished, dest, but="/fence/")
+    assert_whole(dest)
+    assert made_up.download(dest) == []
     assert_whole(dest)
 
 
