@@ -34,6 +34,8 @@ from .test_crash import Stepped, reach
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+
 BUCKET = "some-bucket"
 numbers = itertools.count()
 
