@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from asyncfetch._dataset import View, open_dataset
     from asyncfetch._engine import download
     from asyncfetch._model import Limits, Report
+    from asyncfetch._objects import ObjectStore
     from asyncfetch._version import __version__
     from asyncfetch.services.alyx import Alyx
     from asyncfetch.services.neuromorpho import NeuroMorpho
@@ -64,6 +65,7 @@ __all__ = [
     "Neuroscout",
     "NotFound",
     "OAuth2ClientCredentials",
+    "ObjectStore",
     "Report",
     "ResponseError",
     "Rest",
@@ -88,6 +90,7 @@ _LAZY = {
     "NeuroVault": "asyncfetch.services.neurovault",
     "Neuroscout": "asyncfetch.services.neuroscout",
     "OAuth2ClientCredentials": "asyncfetch.services.rest",
+    "ObjectStore": "asyncfetch._objects",
     "Report": "asyncfetch._model",
     "Rest": "asyncfetch.services.rest",
     "Token": "asyncfetch.services.rest",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from asyncfetch._engine import Plan
     from asyncfetch._estimate import Estimate
     from asyncfetch._model import Event, Limits, Planned, Report
+    from asyncfetch._objects import Destination
     from asyncfetch._verify import Problem
     from asyncfetch.services._table import Client, Description, Filter, Table
 
@@ -52,6 +53,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bucket_app = typer.Typer(no_args_is_help=True, help="Buckets for datasets.")
+app.add_typer(bucket_app, name="bucket")
+
 TableName = Annotated[str, typer.Argument(metavar="SERVICE/TABLE")]
 Words = Annotated[
     list[str] | None,
@@ -61,10 +65,29 @@ Words = Annotated[
     ),
 ]
 # Text, not Path: that would make a directory s3: of a bucket.
-Dest = Annotated[str, typer.Argument(metavar="DEST", help="A dataset's directory.")]
+Dest = Annotated[
+    str,
+    typer.Argument(
+        metavar="DEST", help="A dataset's directory, or s3://bucket/prefix (gs, az)."
+    ),
+]
 Output = Annotated[
     str,
-    typer.Option("-o", "--output", metavar="DEST", help="The dataset's directory."),
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="DEST",
+        help="The dataset's directory, or s3://bucket/prefix (gs, az).",
+    ),
+]
+EndpointUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint-url", metavar="URL", help="Of s3://: where the S3 service is."
+    ),
+]
+Anonymous = Annotated[
+    bool, typer.Option("--anonymous", help="Of s3://: ask without credentials.")
 ]
 BaseUrl = Annotated[
     str | None,
@@ -638,6 +661,8 @@ def fetch(
     key: Key = None,
     schema: Columns = None,
     bearer_env: BearerEnv = None,
+    endpoint_url: EndpointUrl = None,
+    anonymous: Anonymous = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
@@ -656,12 +681,13 @@ def fetch(
         table, base_url, about, rate=rate, concurrency=concurrency, contact=contact
     )
     plan = found.plan(limit=limit, **filters_of(words, found.description))
+    dest = _place(output, endpoint_url, anonymous=anonymous)
     if dry_run:
-        return _dry_run(client, plan, output, sample, as_json=as_json)
+        return _dry_run(client, plan, dest, sample, as_json=as_json)
     return _download(
         client,
         plan,
-        output,
+        dest,
         files=files,
         quiet=quiet,
         as_json=as_json,
@@ -697,6 +723,10 @@ def mirror(
 
     if service != "neuromorpho":
         raise ConfigurationError(f"expected neuromorpho to mirror, got {service!r}")
+    if "://" in output:
+        raise ConfigurationError(
+            f"expected a directory for a mirror, got {output}: it stores files"
+        )
     client, name = _open(
         f"{service}/traces",
         base_url,
@@ -749,6 +779,8 @@ def resume(
     contact: Contact = None,
     base_url: BaseUrl = None,
     bearer_env: BearerEnv = None,
+    endpoint_url: EndpointUrl = None,
+    anonymous: Anonymous = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
@@ -756,8 +788,9 @@ def resume(
     commit_seconds: CommitSeconds = 30.0,
 ) -> int:
     """Go on with the plan that DEST holds."""
+    place = _place(dest, endpoint_url, anonymous=anonymous)
     client, plan = _held_plan(
-        dest,
+        place,
         base_url,
         bearer_env,
         rate=rate,
@@ -767,7 +800,7 @@ def resume(
     return _download(
         client,
         plan,
-        dest,
+        place,
         quiet=quiet,
         as_json=as_json,
         drain_seconds=drain_seconds,
@@ -791,6 +824,8 @@ def retry(
     contact: Contact = None,
     base_url: BaseUrl = None,
     bearer_env: BearerEnv = None,
+    endpoint_url: EndpointUrl = None,
+    anonymous: Anonymous = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
@@ -798,8 +833,9 @@ def retry(
     commit_seconds: CommitSeconds = 30.0,
 ) -> int:
     """Ask again for items that failed, or for those that the words select."""
+    place = _place(dest, endpoint_url, anonymous=anonymous)
     client, plan = _held_plan(
-        dest,
+        place,
         base_url,
         bearer_env,
         rate=rate,
@@ -809,17 +845,17 @@ def retry(
     return _download(
         client,
         plan,
-        dest,
+        place,
         quiet=quiet,
         as_json=as_json,
         drain_seconds=drain_seconds,
         commit_seconds=commit_seconds,
-        only=_selected(dest, words),
+        only=_selected(place, words),
     )
 
 
 def _held_plan(
-    dest: str, base_url: str | None, bearer_env: str | None, **options: Any
+    dest: Destination, base_url: str | None, bearer_env: str | None, **options: Any
 ) -> tuple[Client, Plan]:
     """The plan in a dataset, and a client for it."""
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
@@ -840,7 +876,7 @@ def _held_plan(
     return client, client.table(name).plan(limit=record.limit, **record.filters)
 
 
-def _selected(dest: str, words: list[str] | None) -> frozenset[int]:
+def _selected(dest: Destination, words: list[str] | None) -> frozenset[int]:
     """Ordinals of the failed or missing items that the words select."""
     import pyarrow.dataset as pads  # noqa: PLC0415
 
@@ -879,10 +915,27 @@ def _matches(value: Any, texts: set[str]) -> bool:
     return str(value) in texts
 
 
+def _place(dest: str, endpoint_url: str | None, *, anonymous: bool) -> Destination:
+    """Where a dataset is, by what the command line says."""
+    if "://" not in dest:
+        for option, is_said in (
+            ("--endpoint-url", endpoint_url is not None),
+            ("--anonymous", anonymous),
+        ):
+            if is_said:
+                raise ConfigurationError(
+                    f"expected s3://bucket/prefix with {option}, got {dest!r}"
+                )
+        return dest
+    from asyncfetch._objects import ObjectStore  # noqa: PLC0415
+
+    return ObjectStore(dest, endpoint_url=endpoint_url, anonymous=anonymous)
+
+
 def _download(
     client: Client,
     plan: Plan,
-    dest: str,
+    dest: Destination,
     *,
     quiet: bool,
     as_json: bool,
@@ -979,7 +1032,7 @@ def _single_error() -> Iterator[None]:
 
 
 def _summarize(
-    plan: Plan, dest: str, report: Report, *, quiet: bool, as_json: bool
+    plan: Plan, dest: Destination, report: Report, *, quiet: bool, as_json: bool
 ) -> None:
     if as_json:
         print(json.dumps(asdict(report)))
@@ -1015,7 +1068,7 @@ def _summarize(
 
 
 def _dry_run(
-    client: Client, plan: Plan, dest: str, sample: int | None, *, as_json: bool
+    client: Client, plan: Plan, dest: Destination, sample: int | None, *, as_json: bool
 ) -> int:
     from asyncfetch._estimate import estimate  # noqa: PLC0415
     from asyncfetch._progress import duration  # noqa: PLC0415
@@ -1053,13 +1106,15 @@ def status(
     dest: Dest,
     *,
     failed: Annotated[bool, typer.Option("--failed", help="List them.")] = False,
+    endpoint_url: EndpointUrl = None,
+    anonymous: Anonymous = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
 ) -> None:
     """Show items and rows by outcome, what failed and why."""
     from asyncfetch._dataset import open_dataset  # noqa: PLC0415
 
-    view = open_dataset(dest)
+    view = open_dataset(_place(dest, endpoint_url, anonymous=anonymous))
     state = view.state()
     lines = view.failed(1_000_000 if failed else 3)
     if as_json:
@@ -1097,6 +1152,8 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Remove what cannot be trusted.")
     ] = False,
+    endpoint_url: EndpointUrl = None,
+    anonymous: Anonymous = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
 ) -> int:
@@ -1105,7 +1162,8 @@ def verify(
     from asyncfetch._verify import verify as prove  # noqa: PLC0415
 
     notes: list[Problem] = []
-    problems = prove(dest, repair=repair, note=notes.append)
+    place = _place(dest, endpoint_url, anonymous=anonymous)
+    problems = prove(place, repair=repair, note=notes.append)
     if as_json:
         print(json.dumps([asdict(one) for one in problems]))
     for one in notes:
@@ -1115,7 +1173,7 @@ def verify(
     for one in problems:
         print(f"{one.where}: {one.code}: {one.text}")
     if not problems:
-        state = open_dataset(dest).state()
+        state = open_dataset(place).state()
         files = f" and {state.files:,} files" if state.files else ""
         print(
             f"{dest}: {state.rows:,} rows of {sum(state.items.values()):,} items "
@@ -1132,13 +1190,15 @@ def verify(
 def compact(
     dest: Dest,
     *,
+    endpoint_url: EndpointUrl = None,
+    anonymous: Anonymous = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
 ) -> None:
     """Merge small parts."""
     from asyncfetch._compact import compact as merge  # noqa: PLC0415
 
-    done = merge(dest)
+    done = merge(_place(dest, endpoint_url, anonymous=anonymous))
     if as_json:
         print(json.dumps(asdict(done)))
     elif not done.merged:
@@ -1149,6 +1209,24 @@ def compact(
             f"{done.bytes / 1e6:,.1f} MB; there were {done.parts_before:,} parts, "
             f"{done.bytes_before / 1e6:,.1f} MB"
         )
+
+
+@bucket_app.command("create")
+def create_bucket(
+    name: Annotated[str, typer.Argument(metavar="s3://NAME")],
+    *,
+    endpoint_url: EndpointUrl = None,
+    region: Annotated[
+        str | None, typer.Option("--region", help="Where it is to be.")
+    ] = None,
+    debug: Debug = False,  # noqa: ARG001 - read before the parser runs
+) -> None:
+    """Make a bucket, unless it is there."""
+    from asyncfetch._objects import ObjectStore  # noqa: PLC0415
+    from asyncfetch._objects import create_bucket as make  # noqa: PLC0415
+
+    make(ObjectStore(name, endpoint_url=endpoint_url, region=region))
+    print(name)
 
 
 # --- the embedded archive -------------------------------------------------------------

@@ -17,7 +17,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -42,15 +41,16 @@ from asyncfetch._ledger import (
     Commit,
     Ledger,
     cut_short,
-    destination,
     no_dataset,
     opened,
     part_of,
     remove_replaced,
+    store_at,
     stored_plan,
     unwritable,
 )
-from asyncfetch._store import RECORDS, LocalStore, Lock, Staging
+from asyncfetch._objects import Destination
+from asyncfetch._store import LocalStore, Lock, Staging
 from asyncfetch.errors import DatasetError
 
 
@@ -71,7 +71,7 @@ class Compaction:
 
 
 def compact(
-    dest: str | Path,
+    dest: Destination,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -87,7 +87,7 @@ def compact(
     Parameters
     ----------
     dest
-        The dataset's directory.
+        The dataset's directory, or its place on an object store.
     clock, sleep
         Seconds that only grow, and how to wait for another writer.
 
@@ -97,25 +97,25 @@ def compact(
         There is no dataset or a damaged one, another writer is at work, or the
         directory cannot be written.
     """
-    store = LocalStore(destination(dest))
+    store = store_at(dest)
     record = stored_plan(store)
     if record is None:
-        raise no_dataset(store.root)
+        raise no_dataset(store)
     run = secrets.token_hex(8)
-    staging = Staging(store, run)
-    lock = Lock(store.path(f"{RECORDS}/lock"), run, clock=clock, sleep=sleep)
+    staging = store.staging(run)
+    lock = store.lock(run, clock=clock, sleep=sleep)
     try:
         store.create()
         lock.acquire()
     except OSError as error:
-        raise unwritable(store.root, error) from error
+        raise unwritable(store, error) from error
     try:
         staging.announce()
         ledger = Ledger(store, record.limit)
         ledger.tidy()
         return _Compactor(store, staging, lock, ledger).run()
     except OSError as error:
-        raise cut_short(store.root, error) from error
+        raise cut_short(store, error) from error
     finally:
         let_go(staging, lock)
 
@@ -189,12 +189,12 @@ class _Compactor:
 
     def _looked_at(self, commit: Commit) -> _Small:
         self._beat()
-        with opened(self._store.path(f"{ITEMS}/{commit.name}")) as file:
+        with opened(self._store, f"{ITEMS}/{commit.name}") as file:
             ordinals = file.read(columns=["ordinal"]).column(0)
             first = pc.min(ordinals).as_py()
         kind = None
         if commit.part is not None:
-            with opened(self._store.path(commit.part)) as file:
+            with opened(self._store, commit.part) as file:
                 schema = file.schema_arrow.remove_metadata()
                 kind = schema, tuple(sorted(_metadata_of(file).items()))
         return _Small(commit, -1 if first is None else first, kind)
@@ -245,7 +245,10 @@ class _Compactor:
             for commit in group:
                 if commit.part is None:
                     continue
-                with opened(self._store.path(commit.part), verify=True) as file:
+                with (
+                    self._store.whole(commit.part),
+                    opened(self._store, commit.part, verify=True) as file,
+                ):
                     if merged is None:
                         schema = file.schema_arrow.remove_metadata()
                         merged = new_part(self._staging, schema, schema)
@@ -278,9 +281,7 @@ class _Compactor:
         rows_before = 0
         for commit in group:
             self._beat()
-            with opened(
-                self._store.path(f"{ITEMS}/{commit.name}"), verify=True
-            ) as file:
+            with opened(self._store, f"{ITEMS}/{commit.name}", verify=True) as file:
                 for batch in file.iter_batches(GROUP_ITEMS):
                     table = pa.Table.from_batches([batch])
                     waiting.append(_moved(table, rows_before, part))

@@ -48,7 +48,6 @@ from asyncfetch._ledger import (
     PlanRecord,
     committed,
     crc32_of,
-    destination,
     hashes,
     is_part,
     no_dataset,
@@ -56,6 +55,7 @@ from asyncfetch._ledger import (
     schema_id,
     seal,
     sealed_json,
+    store_at,
     stored_plan,
     unwritable,
 )
@@ -68,8 +68,9 @@ from asyncfetch._model import (
     PlannedItem,
 )
 from asyncfetch._names import Names
+from asyncfetch._objects import Destination
 from asyncfetch._store import RECORDS, LocalStore, Lock, Staging, crash_point
-from asyncfetch.errors import DatasetError
+from asyncfetch.errors import ConfigurationError, DatasetError
 
 # Small enough for a reader's cache and our memory, large enough to compress well. With
 # twice as many, 20 000 traces took 231 to 234 MB at their peak, with these 208 to 212.
@@ -228,7 +229,7 @@ class Writer:
     @classmethod
     def open(
         cls,
-        dest: str | Path,
+        dest: Destination,
         record: PlanRecord | None,
         schema: pa.Schema,
         *,
@@ -265,16 +266,22 @@ class Writer:
             The dataset holds another plan or other columns, another writer is at work,
             or the directory is no dataset or cannot be written. The disk is as it was.
         """
-        store = LocalStore(destination(dest))
+        store = store_at(dest)
+        wanted = None if record is None else record.files
+        if not store.holds_files and (stores_files or wanted is not None):
+            raise ConfigurationError(
+                f"expected a directory for a dataset that stores files, got {store}: "
+                "fetch into a directory, and copy that"
+            )
         _agreed(store, record, schema)
         run = secrets.token_hex(8)
-        staging = Staging(store, run)
-        lock = Lock(store.path(f"{RECORDS}/lock"), run, clock=clock, sleep=sleep)
+        staging = store.staging(run)
+        lock = store.lock(run, clock=clock, sleep=sleep)
         try:
             store.create()
             lock.acquire()
         except OSError as error:
-            raise unwritable(store.root, error) from error
+            raise unwritable(store, error) from error
         crash_point("open-locked")
         try:
             staging.announce()
@@ -304,7 +311,7 @@ class Writer:
         taken = KeySet()
         for commit in self._ledger.commits:
             if commit.part is not None:
-                with opened(self._store.path(commit.part)) as file:
+                with opened(self._store, commit.part) as file:
                     for batch in file.iter_batches(columns=[row_key]):
                         taken.add(hashes(batch.column(0).drop_null()))
         return taken
@@ -839,31 +846,30 @@ def _agreed(
     DatasetError
         The directory holds something else.
     """
-    root = store.root
     stored = stored_plan(store)
     if stored is None:
         _refuse_other_content(store)
         if record is None:
-            raise no_dataset(root)
+            raise no_dataset(store)
         return record
     if record is not None and (differences := stored.differences(record)):
         if not store.names(PLAN):  # a mistaken question that came to no item
             return record
         raise DatasetError(
-            f"expected the plan that {root} holds, got another: "
+            f"expected the plan that {store} holds, got another: "
             f"{', '.join(differences)}; choose another directory for it",
             is_usage=True,
         )
     parts = [name for name in store.names() if is_part(name)]
     if stored.schema_id != schema_id(schema) and parts:
-        with opened(store.path(parts[0])) as file:
-            _check_columns(file.schema_arrow, schema, root)
+        with opened(store, parts[0]) as file:
+            _check_columns(file.schema_arrow, schema, store)
     limit = stored.limit if record is None else record.limit
     files = stored.files
     if record is not None and record.files not in {None, files}:
         if store.names(PLAN):  # what was fetched lies elsewhere, or nowhere
             raise DatasetError(
-                f"expected the files of {root} in {files or 'no place'}, as it was "
+                f"expected the files of {store} in {files or 'no place'}, as it was "
                 f"begun, got {record.files}: choose another directory for the dataset",
                 is_usage=True,
             )
@@ -872,36 +878,36 @@ def _agreed(
 
 
 def _refuse_other_content(store: LocalStore) -> None:
-    root = store.root
-    if root.exists() and not root.is_dir():
-        raise DatasetError(f"expected a directory, got a file at {root}")
-    if root.is_dir() and not store.path(RECORDS).is_dir():
-        others = sorted(p.name for p in root.iterdir() if p.name[0] not in "._")
+    if store.root.exists() and not store.root.is_dir():
+        raise DatasetError(f"expected a directory, got a file at {store}")
+    there = store.entries()
+    if RECORDS not in there:
+        others = [name for name in there if name[0] not in "._"]
         if others:
             raise DatasetError(
-                f"expected a dataset or an empty directory, got {root} with "
+                f"expected a dataset or an empty directory, got {store} with "
                 f"{others[0]} and no {RECORDS} in it: choose another directory"
             )
     if store.names(PLAN):
         raise DatasetError(
-            f"expected {PLAN_FILE} beside the frozen plan, got none in {root}: "
+            f"expected {PLAN_FILE} beside the frozen plan, got none in {store}: "
             "put it back, or choose another directory"
         )
 
 
-def _check_columns(there: pa.Schema, here: pa.Schema, root: Path) -> None:
+def _check_columns(there: pa.Schema, here: pa.Schema, store: LocalStore) -> None:
     """Refuse to mix columns, but for new nullable ones at the end."""
     both = list(zip(there, here, strict=False))
     for old, new in both:
         if (old.name, old.type) != (new.name, new.type):
             raise DatasetError(
                 f"expected column {old.name} {old.type}, got {new.name} {new.type}: "
-                f"{root} was begun with other columns; fetch into another directory"
+                f"{store} was begun with other columns; fetch into another directory"
             )
     for extra in [*list(there)[len(both) :], *list(here)[len(both) :]]:
         if not extra.nullable:
             raise DatasetError(
-                f"expected the columns of {root}, got a required column "
+                f"expected the columns of {store}, got a required column "
                 f"{extra.name} beside them: fetch into another directory"
             )
 
@@ -939,7 +945,7 @@ class View:
     Parameters
     ----------
     dest
-        Its directory.
+        Its directory, or its place on an object store.
 
     Attributes
     ----------
@@ -952,11 +958,11 @@ class View:
         There is no dataset, or it is damaged.
     """
 
-    def __init__(self, dest: str | Path) -> None:
-        self._store = LocalStore(destination(dest))
+    def __init__(self, dest: Destination) -> None:
+        self._store = store_at(dest)
         plan = stored_plan(self._store)
         if plan is None:
-            raise no_dataset(self._store.root)
+            raise no_dataset(self._store)
         self.plan = plan
         self._ledger = Ledger(self._store, plan.limit)
 
@@ -980,7 +986,7 @@ class View:
     def rows(self) -> pads.Dataset:
         """The rows of exactly the parts that count."""
         paths = [
-            str(self._store.path(commit.part))
+            self._store.address(commit.part)
             for commit in self._ledger.commits
             if commit.part is not None
         ]
@@ -988,9 +994,10 @@ class View:
             return pads.dataset(pa.table({}))
         with self._still_there():
             # Later parts may have more columns at the end.
-            return pads.dataset(
-                paths, schema=pa.unify_schemas([pq.read_schema(path) for path in paths])
-            )
+            system = self._store.filesystem
+            schemas = [pq.read_schema(path, filesystem=system) for path in paths]
+            schema = pa.unify_schemas(schemas)
+            return pads.dataset(paths, schema=schema, filesystem=system)
 
     def source_of(self, part: str | Path, row: int) -> dict[str, Any]:
         """The items row of the item that the row number *row* of a part came from.
@@ -1021,7 +1028,7 @@ class View:
             yield
         except FileNotFoundError as error:
             raise DatasetError(
-                f"expected the files that {self._store.root} had when this view of it "
+                f"expected the files that {self._store} had when this view of it "
                 f"was opened, got others: it was compacted since; open it again "
                 f"({' '.join(str(error).split())})"
             ) from error
@@ -1050,7 +1057,7 @@ class View:
 
 
 def noted(
-    dest: str | Path, record: PlanRecord, schema: pa.Schema
+    dest: Destination, record: PlanRecord, schema: pa.Schema
 ) -> Mapping[str, Json] | None:
     """What the dataset at *dest* has learned of that plan; only looks.
 
@@ -1059,10 +1066,10 @@ def noted(
     ConfigurationError, DatasetError
         As :meth:`Writer.open`.
     """
-    return _agreed(LocalStore(destination(dest)), record, schema).notes
+    return _agreed(store_at(dest), record, schema).notes
 
 
-def held(dest: str | Path, record: PlanRecord, schema: pa.Schema) -> Ledger | None:
+def held(dest: Destination, record: PlanRecord, schema: pa.Schema) -> Ledger | None:
     """What a writer of that plan would find at *dest*, None for nothing; only looks.
 
     Raises
@@ -1070,11 +1077,11 @@ def held(dest: str | Path, record: PlanRecord, schema: pa.Schema) -> Ledger | No
     ConfigurationError, DatasetError
         As :meth:`Writer.open`.
     """
-    store = LocalStore(destination(dest))
+    store = store_at(dest)
     agreed = _agreed(store, record, schema)
     return Ledger(store, agreed.limit) if stored_plan(store) is not None else None
 
 
-def open_dataset(dest: str | Path) -> View:
+def open_dataset(dest: Destination) -> View:
     """View of the dataset at *dest*; what a writer commits later is not in it."""
     return View(dest)

@@ -52,7 +52,7 @@ from asyncfetch._dataset import Writer, noted
 from asyncfetch._decode import as_schema, document, whole, without_taken_keys
 from asyncfetch._exchange import Answer, Exchange, ignore
 from asyncfetch._files import Files, directory_of
-from asyncfetch._ledger import CITATION, PlanRecord, cut_short, destination, schema_id
+from asyncfetch._ledger import CITATION, PlanRecord, cut_short, schema_id, store_at
 from asyncfetch._model import (
     AbsentSource,
     Ask,
@@ -87,6 +87,7 @@ from asyncfetch._model import (
     Source,
     Stores,
 )
+from asyncfetch._objects import Destination
 from asyncfetch._partial import Partial
 from asyncfetch._threads import in_decode_thread, in_thread, surely_in_thread
 from asyncfetch._together import MOST, Together
@@ -305,7 +306,7 @@ class Planner:
 
 async def settled(
     plan: Plan,
-    dest: str | Path | None = None,
+    dest: Destination | None = None,
     *,
     observe: Observer = ignore,
     interactive: bool = True,
@@ -1172,7 +1173,7 @@ def _end_soon(
 
 async def download(
     plan: Plan,
-    dest: str | Path,
+    dest: Destination,
     *,
     files: str | Path | None = None,
     only: frozenset[int] | None = None,
@@ -1187,7 +1188,8 @@ async def download(
     Parameters
     ----------
     dest
-        A directory; made if it is not there.
+        A directory, made if it is not there, or a place on an object store
+        (``s3://bucket/prefix``, or an :class:`~asyncfetch.ObjectStore`).
     files
         A directory for the exact bytes of items that are files: ``_files`` is the one
         in the dataset. It is remembered; by default it is what the dataset says, and
@@ -1242,7 +1244,7 @@ async def download(
     def record() -> PlanRecord:
         if files is None:
             return plan.record()
-        return replace(plan.record(), files=directory_of(files, destination(dest)))
+        return replace(plan.record(), files=directory_of(files, store_at(dest).root))
 
     def open_writer() -> None:
         opened.append(
@@ -1270,7 +1272,7 @@ async def download(
     except OSError as error:
         if isinstance(error, AsyncfetchError):
             raise
-        raise cut_short(destination(dest), error) from error
+        raise cut_short(store_at(dest), error) from error
     finally:
         for writer in opened:
             await surely_in_thread(writer.close)

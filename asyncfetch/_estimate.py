@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 
 import anyio.to_thread
@@ -20,6 +19,7 @@ from asyncfetch._dataset import held
 from asyncfetch._engine import Plan, settled, survey
 from asyncfetch._ledger import Ledger
 from asyncfetch._model import ChainSource, ElsewhereSource, Item, RereadSource
+from asyncfetch._objects import Destination
 from asyncfetch.errors import NotFound
 
 # Fewer items than this say less about the others than the service's usual sizes do.
@@ -96,7 +96,7 @@ class _Left:
 
 async def estimate(
     plan: Plan,
-    dest: str | Path,
+    dest: Destination,
     item_bytes: float | Callable[[Item], float],
     *,
     sample: int | None = None,

@@ -65,6 +65,7 @@ from asyncfetch._model import (
     PlannedItem,
     Request,
 )
+from asyncfetch._objects import Destination, ObjectStore, bucket_store
 from asyncfetch._store import RECORDS, LocalStore, crash_point, sync_folder
 from asyncfetch.errors import ConfigurationError, DatasetError
 
@@ -538,17 +539,17 @@ class Ledger:
         else:
             raise DatasetError(
                 f"expected a dataset that holds still, got one whose files come and go "
-                f"at {self._store.root}: try again, or run verify with --repair"
+                f"at {self._store}: try again, or run verify with --repair"
             )
         ended = int(np.count_nonzero(self.state))
         for name in plan_names(self._store):
-            with opened(self._store.path(f"{PLAN}/{name}")) as file:
+            with opened(self._store, f"{PLAN}/{name}") as file:
                 ended -= self._read_block(name, file, follow_ups, keys)
         if ended:
             # No kill leaves this: what a lost response led to was committed after it.
             raise DatasetError(
                 f"expected items of the plan, got {ended} that it does not hold in "
-                f"{self._store.path(ITEMS)}: files were taken away; run verify with "
+                f"{self._store}/{ITEMS}: files were taken away; run verify with "
                 "--repair"
             )
 
@@ -565,7 +566,7 @@ class Ledger:
         found: list[Commit] = []
         try:
             for name in names:
-                with opened(self._store.path(f"{ITEMS}/{name}"), ["outcome"]) as file:
+                with opened(self._store, f"{ITEMS}/{name}", ["outcome"]) as file:
                     commit = Commit.of(name, file.metadata)
                     found.append(commit)
                     if commit.part is None or commit.part in parts:
@@ -582,7 +583,7 @@ class Ledger:
             if commit.part is not None and parts[commit.part] != commit.size:
                 raise DatasetError(
                     f"expected {commit.size} bytes, got {parts[commit.part]} in "
-                    f"{self._store.path(commit.part)}: run verify with --repair"
+                    f"{self._store}/{commit.part}: run verify with --repair"
                 )
         return np.unique(np.concatenate(listed))
 
@@ -600,7 +601,7 @@ class Ledger:
         if any(r.name in without_part for one in self.uncounted for r in one.replaces):
             return True
         for name in now.difference(names):
-            with opened(self._store.path(f"{ITEMS}/{name}")) as file:
+            with opened(self._store, f"{ITEMS}/{name}") as file:
                 if Commit.of(name, file.metadata).replaces:
                     return True
         return False
@@ -772,7 +773,7 @@ class Ledger:
         for block in blocks:
             if not wanted[block.first : block.last + 1].any():
                 continue
-            with opened(self._store.path(f"{PLAN}/{block.name}")) as file:
+            with opened(self._store, f"{PLAN}/{block.name}") as file:
                 for group in range(file.num_row_groups):
                     ordinals = file.read_row_group(group, columns=["ordinal"])
                     mask = wanted[ordinals.column(0).to_numpy()]
@@ -810,7 +811,7 @@ class Ledger:
     def paths(self) -> Iterator[str]:
         """Paths of the files that the plan's items are, as far as they count."""
         for block in self.blocks:
-            with opened(self._store.path(f"{PLAN}/{block.name}")) as file:
+            with opened(self._store, f"{PLAN}/{block.name}") as file:
                 for batch in file.iter_batches(columns=["ordinal", "request"]):
                     counts = self.state[batch.column("ordinal").to_numpy()] >= PLANNED
                     requests = batch.column("request").filter(pa.array(counts))
@@ -952,7 +953,7 @@ def seal(path: Path) -> None:
         file.write(crc)
 
 
-def check_seal(path: Path) -> None:
+def check_seal(store: LocalStore, where: str) -> None:
     """Refuse a file that is not as it was written, under the name that it was given.
 
     Raises
@@ -960,16 +961,19 @@ def check_seal(path: Path) -> None:
     DatasetError
         A byte of it is another, or it is the copy of another file.
     """
+    path = store.path(where)
     _, digits, crc = _seal_in(path)
     if digits != crc:
         got = crc.decode() if digits else "no checksum at all"
         raise DatasetError(
             f"expected a file with checksum {digits.decode('ascii', 'replace')}, got "
-            f"{got} at {path}"
+            f"{got} at {store}/{where}"
         )
     name = pq.read_metadata(path).metadata.get(b"asyncfetch.name", b"").decode()
     if name != path.name:
-        raise DatasetError(f"expected the file {path.name}, got {name} at {path}")
+        raise DatasetError(
+            f"expected the file {path.name}, got {name} at {store}/{where}"
+        )
 
 
 def _seal_in(path: Path) -> tuple[int, bytes, bytes]:
@@ -986,20 +990,27 @@ def _seal_in(path: Path) -> tuple[int, bytes, bytes]:
 
 @contextmanager
 def opened(
-    path: Path, categories: list[str] | None = None, *, verify: bool = False
+    store: LocalStore,
+    name: str,
+    categories: list[str] | None = None,
+    *,
+    verify: bool = False,
 ) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, or one clear line when it is none.
+    """A Parquet file of a dataset, or one clear line when it is none.
 
     An error of the file system is one, too: Arrow tells some damage like that.
     """
     try:
         with pq.ParquetFile(
-            path, read_dictionary=categories, page_checksum_verification=verify
+            store.address(name),
+            filesystem=store.filesystem,
+            read_dictionary=categories,
+            page_checksum_verification=verify,
         ) as file:
             yield file
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"expected a file of the dataset, got a damaged one at {path}: "
+            f"expected a file of the dataset, got a damaged one at {store}/{name}: "
             f"{str(error).splitlines()[0]}; run verify with --repair"
         ) from error
 
@@ -1013,23 +1024,27 @@ def _planned_item(row: Mapping[str, Any]) -> PlannedItem:
     return PlannedItem(ordinal=row["ordinal"], item=item, parent=row["parent"])
 
 
-def destination(dest: str | Path) -> Path:
-    """Directory that *dest* names.
+def store_at(dest: Destination) -> LocalStore:
+    """Where the files of the dataset *dest* are; nothing is touched yet.
 
     Raises
     ------
     ConfigurationError
-        It names a file, or an object store.
+        It names a file, or an object store that cannot be used.
     """
+    if isinstance(dest, ObjectStore):
+        return bucket_store(dest)
     text = str(dest)
-    if not text or "://" in text:
+    if "://" in text:
+        return bucket_store(ObjectStore(text))
+    if not text:
         raise ConfigurationError(f"expected a directory, got {text!r}")
     if text.endswith((".parquet", ".csv", ".json")):
         raise ConfigurationError(
             f"expected a directory, got {text}: a dataset is a directory of Parquet "
             f"files; name it {text.rpartition('.')[0]}, for example"
         )
-    return Path(dest).absolute()
+    return LocalStore(Path(dest).absolute())
 
 
 def is_part(name: str) -> bool:
@@ -1052,28 +1067,28 @@ def stored_plan(store: LocalStore) -> PlanRecord | None:
         return PlanRecord.from_json(text)
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(
-            f"expected a plan, got something else at {store.path(PLAN_FILE)}: {error!r}"
+            f"expected a plan, got something else at {store}/{PLAN_FILE}: {error!r}"
         ) from error
 
 
-def unwritable(root: Path, error: OSError) -> DatasetError:
+def unwritable(store: LocalStore, error: OSError) -> DatasetError:
     return DatasetError(
-        f"expected a directory that can be written, got {root}: {error.strerror}"
+        f"expected a directory that can be written, got {store}: {error.strerror}"
     )
 
 
-def cut_short(root: Path, error: OSError) -> DatasetError:
+def cut_short(store: LocalStore, error: OSError) -> DatasetError:
     """What the disk said, and what it means for the dataset."""
     reason = str(error) if error.errno is None else os.strerror(error.errno)
     return DatasetError(
-        f"expected to write to {root}, got {reason!r}: what was committed before "
+        f"expected to write to {store}, got {reason!r}: what was committed before "
         "stands; mend that, and a resume goes on"
     )
 
 
-def no_dataset(root: Path) -> DatasetError:
+def no_dataset(store: LocalStore) -> DatasetError:
     return DatasetError(
-        f"expected a dataset, got none at {root}: there is no {PLAN_FILE}"
+        f"expected a dataset, got none at {store}: there is no {PLAN_FILE}"
     )
 
 

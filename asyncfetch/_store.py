@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from asyncfetch.errors import DatasetError
 
@@ -109,11 +110,44 @@ class LocalStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self._root = root
+
+    @property
+    def root(self) -> Path:
+        """The directory that all names are below."""
+        return self._root
+
+    holds_files = True
+    """Whether stored files may lie in it."""
+    filesystem: Any = None
+    """What Arrow reads through; None is what it takes for files."""
+
+    def __str__(self) -> str:
+        """Where the dataset is, for people."""
+        return str(self.root)
+
+    def staging(self, run: str) -> Staging:
+        """Where *run* prepares files, and the way to their names."""
+        return Staging(self, run)
+
+    def lock(
+        self, run: str, *, clock: Callable[[], float], sleep: Callable[[float], None]
+    ) -> Lock:
+        """The right to change the dataset, for *run* to acquire."""
+        return Lock(self.path(f"{RECORDS}/lock"), run, clock=clock, sleep=sleep)
 
     def path(self, name: str) -> Path:
         """Where the file *name* is."""
         return self.root / name
+
+    def address(self, name: str) -> str:
+        """Under which name Arrow finds a file by way of :attr:`filesystem`."""
+        return str(self.path(name))
+
+    @contextmanager
+    def whole(self, part: str) -> Iterator[Path]:
+        """Where a part lies while all of it is read."""
+        yield self.path(part)
 
     def create(self) -> None:
         """Make the directories that are missing, durably."""
@@ -134,6 +168,13 @@ class LocalStore:
                 return {one.name: one.stat().st_size for one in sorted_files(entries)}
         except (FileNotFoundError, NotADirectoryError):
             return {}
+
+    def entries(self, folder: str = "") -> list[str]:
+        """Names of all that lies in *folder*, and of the folders there."""
+        try:
+            return sorted(one.name for one in (self.root / folder).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def read_text(self, name: str) -> str | None:
         """Text of a small file, None when it is not there."""

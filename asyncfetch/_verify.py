@@ -15,13 +15,11 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from asyncfetch._ledger import (
     ITEMS,
@@ -37,7 +35,6 @@ from asyncfetch._ledger import (
     check_seal,
     committed,
     crc32_of,
-    destination,
     hashes,
     is_as_sealed,
     is_part,
@@ -47,11 +44,13 @@ from asyncfetch._ledger import (
     part_of,
     plan_names,
     run_of,
+    store_at,
     stored_plan,
     unwritable,
 )
 from asyncfetch._model import Outcome
-from asyncfetch._store import FOLDERS, RECORDS, LocalStore, Lock, Staging, sync_folder
+from asyncfetch._objects import Destination
+from asyncfetch._store import FOLDERS, RECORDS, LocalStore, Staging, sync_folder
 from asyncfetch._verify_files import FilesAudit
 from asyncfetch.errors import DatasetError
 
@@ -80,7 +79,7 @@ class Problem:
 
 
 def verify(
-    dest: str | Path,
+    dest: Destination,
     *,
     repair: bool = False,
     note: Callable[[Problem], object] = lambda _: None,
@@ -103,21 +102,19 @@ def verify(
         There is no dataset, a writer is at work in it, or it is to be repaired and
         cannot be written.
     """
-    store = LocalStore(destination(dest))
-    if not store.path(PLAN_FILE).exists() and not store.names(PLAN):
-        raise no_dataset(store.root)
+    store = store_at(dest)
+    if "plan.json" not in store.names(RECORDS) and not store.names(PLAN):
+        raise no_dataset(store)
     run = secrets.token_hex(8)
-    staging = Staging(store, run)
-    lock = Lock(
-        store.path(f"{RECORDS}/lock"), run, clock=time.monotonic, sleep=time.sleep
-    )
+    staging = store.staging(run)
+    lock = store.lock(run, clock=time.monotonic, sleep=time.sleep)
     try:
         if repair:
             store.create()
         lock.acquire()
     except OSError as error:
         if repair:  # otherwise it may be an archive on a read-only disk
-            raise unwritable(store.root, error) from error
+            raise unwritable(store, error) from error
     try:
         if repair:
             staging.announce()
@@ -178,13 +175,14 @@ class _Audited:
     """Key of the first item whose rows are not where they should be, and why."""
 
     @classmethod
-    def read(cls, path: Path, *, sealed: bool) -> _Audited:
+    def read(cls, store: LocalStore, name: str, *, sealed: bool) -> _Audited:
         """Read every byte of an items file."""
+        where = f"{ITEMS}/{name}"
         if sealed:
-            check_seal(path)
-        with opened(path, verify=True) as file:
+            check_seal(store, where)
+        with opened(store, where, verify=True) as file:
             table = file.read()  # no more than PART_ITEMS rows
-            commit = Commit.of(path.name, file.metadata)
+            commit = Commit.of(name, file.metadata)
             outcomes = [Outcome(one) for one in table.column("outcome").to_pylist()]
         return cls(
             commit,
@@ -318,10 +316,11 @@ class _Audit:
         return frozen
 
     def _frozen_record(self) -> PlanRecord | None:
-        path = self._store.path(f"{PLAN}/00000.plan")
+        where = f"{PLAN}/00000.plan"
         try:
-            check_seal(path)
-            text = pq.read_metadata(path).metadata[b"asyncfetch.plan"]
+            check_seal(self._store, where)
+            with opened(self._store, where) as file:
+                text = file.metadata.metadata[b"asyncfetch.plan"]
             return PlanRecord.from_json(text.decode())
         except (DatasetError, pa.ArrowException, OSError, ValueError, KeyError):
             return None  # what is wrong with the block is told with the others
@@ -362,10 +361,9 @@ class _Audit:
 
     def _block(self, where: str) -> Iterator[pa.RecordBatch]:
         self._beat()
-        path = self._store.path(where)
         if self._sealed:
-            check_seal(path)
-        with opened(path, verify=True) as file:
+            check_seal(self._store, where)
+        with opened(self._store, where, verify=True) as file:
             behind = -1
             for batch in file.iter_batches():
                 steps = np.diff(batch.column("ordinal").to_numpy(), prepend=behind)
@@ -374,7 +372,8 @@ class _Audit:
                 roots = batch.column("parent").null_count
                 if (steps < 1).any() or (roots and (steps[behind < 0 :] != 1).any()):
                     raise DatasetError(
-                        f"expected ordinals that count up at {path}, got a jump"
+                        "expected ordinals that count up at "
+                        f"{self._store}/{where}, got a jump"
                     )
                 yield batch
                 behind = int(batch.column("ordinal")[-1].as_py()) if len(batch) else -1
@@ -388,8 +387,7 @@ class _Audit:
         for name in items_names(self._store):
             self._beat()
             try:
-                path = self._store.path(f"{ITEMS}/{name}")
-                read.append(_Audited.read(path, sealed=self._sealed))
+                read.append(_Audited.read(self._store, name, sealed=self._sealed))
             except DatasetError as error:
                 damaged[name] = str(error)
         void: set[str] = set()
@@ -476,16 +474,16 @@ class _Audit:
         size = self._parts[commit.part]
         if size != commit.size:
             return f"expected {commit.size} bytes, got {size} in {commit.part}"
-        path = self._store.path(commit.part)
         try:
-            with opened(path, verify=True) as file:
-                rows = 0
-                for batch in file.iter_batches():
-                    rows += batch.num_rows
-                    self._beat()
-                metadata = file.metadata.metadata or {}
-                columns = [(one.name, one.type) for one in file.schema_arrow]
-            crc = crc32_of(path)
+            with self._store.whole(commit.part) as path:
+                with opened(self._store, commit.part, verify=True) as file:
+                    rows = 0
+                    for batch in file.iter_batches():
+                        rows += batch.num_rows
+                        self._beat()
+                    metadata = file.metadata.metadata or {}
+                    columns = [(one.name, one.type) for one in file.schema_arrow]
+                crc = crc32_of(path)
         except (DatasetError, OSError) as error:
             return str(error)
         if commit.crc32 is not None and crc != commit.crc32:
@@ -555,7 +553,7 @@ class _Audit:
                 return
 
     def _key_at(self, commit: Commit, place: int) -> str:
-        with opened(self._store.path(f"{ITEMS}/{commit.name}")) as file:
+        with opened(self._store, f"{ITEMS}/{commit.name}") as file:
             key: str = file.read(columns=["key"]).column(0)[place].as_py()
         return key
 
@@ -578,7 +576,7 @@ class _Audit:
     def _taken_row_keys(self, part: str, row_key: str, taken: KeySet) -> Iterator[Any]:
         """The first row key of a part that another row has, if there is one."""
         self._beat()
-        with opened(self._store.path(part)) as file:
+        with opened(self._store, part) as file:
             for batch in file.iter_batches(columns=[row_key]):
                 values = batch.column(0).drop_null()
                 fresh = taken.add(hashes(values))
@@ -590,8 +588,7 @@ class _Audit:
 
     def _find_strays(self) -> None:
         claimed = {commit.part for commit in self._claims} | self._left_over
-        for path in sorted(self._store.root.iterdir()):
-            name = path.name
+        for name in self._store.entries():
             if name[0] in "._" or name in claimed or name in self.untrusted:
                 continue
             self._tell("stray", name, "expected parts, got what no commit knows of")
@@ -599,18 +596,18 @@ class _Audit:
                 self.untrusted.append(name)
         for trouble in () if self.files is None else self.files.strays():
             self._tell(*trouble)
-        records = self._store.path(RECORDS)
         known = {
-            *(records / name for name in KNOWN),
-            *(self._store.path(f"{PLAN}/{one}") for one in plan_names(self._store)),
-            *(self._store.path(f"{ITEMS}/{one}") for one in items_names(self._store)),
-            *(self._store.path(f"{RUNS}/{one}") for one in self._reports),
+            RECORDS: KNOWN,
+            PLAN: set(plan_names(self._store)),
+            ITEMS: set(items_names(self._store)),
+            RUNS: self._reports,
         }
-        listed = [records, *(self._store.path(one) for one in (PLAN, ITEMS, RUNS))]
-        for path in (path for one in listed if one.is_dir() for path in one.iterdir()):
-            if path.name[0] != "." and (path not in known or path.suffix == ".parquet"):
-                where = path.relative_to(self._store.root).as_posix()
-                self._tell("stray", where, "expected records, got a file of others")
+        for folder, names in known.items():
+            for name in self._store.entries(folder):
+                is_known = name in names and not name.endswith(".parquet")
+                if name[0] != "." and not is_known:
+                    text = "expected records, got a file of others"
+                    self._tell("stray", f"{folder}/{name}", text)
 
     def _compare_reports(self) -> None:
         for name in sorted(self._reports):

@@ -59,7 +59,7 @@ class FilesAudit:
                 yield "file", row["path"], trouble
 
     def _rows(self, items: str) -> pa.Table:
-        with opened(self._store.path(f"{ITEMS}/{items}")) as file:
+        with opened(self._store, f"{ITEMS}/{items}") as file:
             rows = file.read(columns=_COLUMNS)
         return rows.filter(pc.is_valid(rows.column("path")))
 

@@ -209,7 +209,9 @@ def _in_place(
     return replace(result, kept=Kept(path=path, data=writer.files.root / path))
 
 
-def download(dest: Path, *, is_damaged: bool = False, **changes: Any) -> list[str]:
+def download(
+    dest: Path | str, *, is_damaged: bool = False, **changes: Any
+) -> list[str]:
     """Fetch into *dest*, or go on there; the keys that were asked."""
     writer = Writer.open(dest, replace(RECORD, **changes), SCHEMA)
     try:
@@ -218,7 +220,7 @@ def download(dest: Path, *, is_damaged: bool = False, **changes: Any) -> list[st
         writer.close()
 
 
-def all_rows(dest: Path) -> list[tuple[int, str]]:
+def all_rows(dest: Path | str) -> list[tuple[int, str]]:
     """Rows of the dataset, sorted; a row that is there twice is here twice."""
     table = View(dest).rows.to_table(columns=["id", "key"])
     return sorted(zip(*table.to_pydict().values(), strict=True))
@@ -239,5 +241,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
 if __name__ == "__main__":
     if sys.argv[2:] == ["compact"]:
         compact(sys.argv[1])
+    elif "://" in sys.argv[1]:
+        download(sys.argv[1])
     else:
         download(Path(sys.argv[1]), files="_files")

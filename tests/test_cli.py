@@ -181,7 +181,11 @@ def nowhere():
         (["simulate", "--faults", "nonsense=1"], 2, "nonsense"),
         (["fech"], 2, "fech"),
         (["fetch", "neuroscout/datasets", "-o", ""], 2, "expected a directory"),
-        (["fetch", "neuroscout/datasets", "-o", "s3://a/b"], 2, "expected a directory"),
+        (
+            ["fetch", "neuroscout/datasets", "-o", "ftp://a/b"],
+            2,
+            "expected a directory",
+        ),
         (["fetch", "neuroscout/runs", "subject=", "-o", "x"], 2, "expected str"),
         (["fetch", "neuroscout/runs", "-o", "x", "--rate", "nan"], 2, "rate"),
         (

@@ -522,9 +522,9 @@ def test_view_that_is_opened_meanwhile_holds_each_row_once(
         return list_names(store, folder)
 
     @contextmanager
-    def opened(path: Path, *arguments: Any, **options: Any) -> Iterator[Any]:
+    def opened(*arguments: Any, **options: Any) -> Iterator[Any]:
         reach_("look")
-        with open_file(path, *arguments, **options) as file:
+        with open_file(*arguments, **options) as file:
             yield file
 
     monkeypatch.setattr(LocalStore, "names", listed)

@@ -710,10 +710,10 @@ def test_same_plan_may_be_spelled_differently(
 
 
 @pytest.mark.parametrize(
-    "name", ["rows.parquet", "rows.csv", "rows.json", "s3://bucket/rows"]
+    "name", ["rows.parquet", "rows.csv", "rows.json", "ftp://bucket/rows"]
 )
 def test_name_of_a_file_is_refused(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="expected a directory, got"):
+    with pytest.raises(ConfigurationError, match="expected a directory"):
         Writer.open(name, RECORD, SCHEMA)
     assert not Path(name).exists()
 

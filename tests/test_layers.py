@@ -57,10 +57,27 @@ ALLOWED = {
     "_plot": {"errors"},
     "_swc_out": {"errors", "swc"},  # of swc the type of a trace alone
     "_store": {"errors"},
-    "_ledger": {"_model", "_store", "errors"},
-    "_dataset": {"_files", "_ledger", "_model", "_names", "_store", "errors"},
-    "_compact": {"_dataset", "_ledger", "_store", "errors"},
-    "_verify": {"_ledger", "_model", "_store", "_verify_files", "errors"},
+    # The same seam as that of a directory.
+    "_objects": {"_store", "errors"},
+    "_ledger": {"_model", "_objects", "_store", "errors"},
+    "_dataset": {
+        "_files",
+        "_ledger",
+        "_model",
+        "_names",
+        "_objects",
+        "_store",
+        "errors",
+    },
+    "_compact": {"_dataset", "_ledger", "_objects", "_store", "errors"},
+    "_verify": {
+        "_ledger",
+        "_model",
+        "_objects",
+        "_store",
+        "_verify_files",
+        "errors",
+    },
     "_verify_files": {"_files", "_ledger", "_names", "_store", "errors"},
     "_progress": {"_model"},
     "_engine": {
@@ -71,6 +88,7 @@ ALLOWED = {
         "_decode",
         "_exchange",
         "_model",
+        "_objects",  # what a destination may be
         "_partial",
         "_progress",
         "_threads",
@@ -78,7 +96,7 @@ ALLOWED = {
         "_version",
         "errors",
     },
-    "_estimate": {"_dataset", "_engine", "_ledger", "_model", "errors"},
+    "_estimate": {"_dataset", "_engine", "_ledger", "_model", "_objects", "errors"},
     "services": {
         "_alyx_schema",
         "_neurovault_schema",
@@ -108,6 +126,7 @@ ALLOWED = {
         "_engine",
         "_estimate",
         "_mirror",
+        "_objects",
         "_plot",
         "_progress",
         "_verify",
@@ -124,6 +143,7 @@ ALLOWED = {
         "_dataset",
         "_engine",
         "_model",
+        "_objects",
         "_version",
         "errors",
         "services",
@@ -165,6 +185,7 @@ def test_dependencies_point_one_way(path):
     [
         ("aiohttp", {"_transport", "testing"}),
         ("aiolimiter", {"_gate"}),
+        ("obstore", {"_objects"}),
         ("typer", {"_cli"}),
         ("rich", {"_cli", "_progress"}),
     ],

@@ -53,6 +53,12 @@ async def datasets(dest: Path) -> asyncfetch.Report:
     return report
 
 
+def on_an_object_store() -> int:
+    """Name a place on an object store where a directory could be."""
+    place = asyncfetch.ObjectStore("s3://lab/events", endpoint_url="http://localhost:9")
+    return asyncfetch.compact(place).rows + asyncfetch.open_dataset(place).state().rows
+
+
 async def neurons() -> Morphology:
     """Ask for single neurons and their traces."""
     async with asyncfetch.NeuroMorpho(accept_fewer=True) as api:

@@ -1,0 +1,638 @@
+"""Datasets on object stores keep what those in directories promise."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import asyncfetch
+from asyncfetch import ObjectStore, _cli, _objects, _store, testing
+from asyncfetch._compact import compact
+from asyncfetch._dataset import View, Writer
+from asyncfetch._ledger import store_at
+from asyncfetch._objects import OBJECT_POINTS, create_bucket
+from asyncfetch._store import COMPACTION_POINTS, CRASH_POINTS
+from asyncfetch._verify import verify
+from asyncfetch.errors import ConfigurationError, DatasetError
+
+from . import _datasets as made_up
+from . import _s3
+from .test_crash import Stepped, reach
+
+obstore = pytest.importorskip("obstore")
+pytest.importorskip("moto")
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+
+BUCKET = "some-bucket"
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    with _s3.service() as url:
+        yield url
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(
+    service: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Who asks, and where; nothing of whoever runs the tests."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith("AWS_"):
+                patch.delenv(name)
+        for name, value in _s3.KEYS.items():
+            patch.setenv(name, value)
+        patch.setenv("AWS_ENDPOINT_URL", service)
+        patch.setenv("HOME", str(home))
+        patch.setenv("TMPDIR", str(home))
+        patch.setattr(tempfile, "tempdir", str(home))
+        create_bucket(ObjectStore(f"s3://{BUCKET}"))
+        client()  # by this environment, whatever a test makes of it
+        yield
+        client.cache_clear()
+
+
+@pytest.fixture
+def dest() -> str:
+    """A place of its own."""
+    return f"s3://{BUCKET}/tests/{next(numbers)}"
+
+
+@pytest.fixture
+def road(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[_s3.Road]:
+    road = _s3.Road(service)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", road.url)
+    yield road
+    road.close()
+
+
+@functools.cache
+def client() -> Any:
+    """Somebody else's client: making one takes half a second."""
+    import boto3
+
+    return boto3.client("s3", region_name="us-east-1")
+
+
+def objects(dest: str) -> dict[str, int]:
+    """Names of all objects of a dataset, with their sizes."""
+    prefix = dest.removeprefix(f"s3://{BUCKET}/") + "/"
+    pages = client().get_paginator("list_objects_v2")
+    return {
+        one["Key"].removeprefix(prefix): one["Size"]
+        for page in pages.paginate(Bucket=BUCKET, Prefix=prefix)
+        for one in page.get("Contents", [])
+    }
+
+
+def bare_rows(dest: str) -> list[tuple[int, str]]:
+    """Rows of all parts that are there, as a reader sees them who knows of nothing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: list[tuple[int, str]] = []
+    prefix = dest.removeprefix(f"s3://{BUCKET}/")
+    for name in objects(dest):
+        if "/" not in name:
+            body = client().get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")["Body"]
+            table = pq.read_table(pa.BufferReader(body.read()), columns=["id", "key"])
+            rows += zip(*table.to_pydict().values(), strict=True)
+    return sorted(rows)
+
+
+def copied(source: str, target: str, *, but: str = "/lock") -> str:
+    """Another dataset with what the first one holds, but for its lease."""
+    s3 = client()
+    start, there = (one.removeprefix(f"s3://{BUCKET}/") for one in (source, target))
+    for name in objects(source):
+        if not name.endswith("/lock") and but not in name:
+            s3.copy_object(
+                Bucket=BUCKET,
+                Key=f"{there}/{name}",
+                CopySource={"Bucket": BUCKET, "Key": f"{start}/{name}"},
+            )
+    return target
+
+
+def die_at(point: str, dest: str, *work: str) -> None:
+    """Fetch, or do other *work*, in a process of its own until it dies at *point*."""
+    ended = subprocess.run(
+        [sys.executable, made_up.__file__, dest, *work],
+        env={
+            **os.environ,
+            "ASYNCFETCH_CRASH": point,
+            "PYTHONPATH": str(Path(_store.__file__).parents[1]),
+        },
+        check=False,
+        capture_output=True,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+
+
+def final_keys(dest: str) -> set[str]:
+    items = View(dest).items.to_pylist()
+    return {row["key"] for row in items if row["outcome"] != "failed"}
+
+
+def assert_whole(dest: str) -> None:
+    """The dataset is what one undisturbed run makes of the service."""
+    expected = made_up.expected_rows(made_up.KEYS)
+    view = View(dest)
+    rows = view.rows.to_table(columns=["id", "key"]).to_pydict().values()
+    assert sorted(zip(*rows, strict=True)) == expected
+    assert bare_rows(dest) == expected
+    keys = [row["key"] for row in view.items.to_pylist()]
+    assert sorted(keys) == sorted(made_up.KEYS)
+    assert verify(dest) == []
+    uploads = client().list_multipart_uploads(Bucket=BUCKET)
+    assert "Uploads" not in uploads, "nobody is to pay for halves of uploads"
+
+
+def hurried(dest: str) -> Writer:
+    """A writer for which the time passes quickly that another's counter stands."""
+    clock = itertools.count(0, 30)
+    return Writer.open(
+        dest,
+        made_up.RECORD,
+        made_up.SCHEMA,
+        clock=lambda: float(next(clock)),
+        sleep=lambda _: None,
+    )
+
+
+# --- the whole way --------------------------------------------------------------------
+
+
+def test_a_dataset_comes_out_as_in_a_directory(dest: str, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    asked = made_up.download(local)
+
+    assert made_up.download(dest) == asked
+    assert_whole(dest)
+    assert made_up.download(dest) == []
+    columns = ["key", "outcome", "rows", "first_row", "bytes", "detail"]
+    here, there = (View(one).items.select(columns) for one in (local, dest))
+    assert here.sort_by("key").equals(there.sort_by("key"))
+    assert View(dest).state().parts == View(local).state().parts > 1
+
+    assert compact(dest).parts == 1
+    assert_whole(dest)
+    assert compact(dest).merged == 0
+    assert made_up.download(dest) == []
+    source = View(dest).source_of(View(dest).items["part"].drop_null()[0].as_py(), 0)
+    assert source["first_row"] == 0
+
+
+async def test_a_download_and_its_view(dest: str, archive: testing.Archive) -> None:
+    url = archive.environment()["ASYNCFETCH_NEUROMORPHO_URL"]
+    async with asyncfetch.NeuroMorpho(base_url=url) as api:
+        plan = api.table("neurons").plan(limit=2)
+        report = await asyncfetch.download(plan, dest)
+        again = await asyncfetch.download(plan, ObjectStore(dest))
+    assert report.rows == again.rows > 0
+    assert again.requests == 0
+
+
+def test_the_command_line_looks_after_a_dataset(
+    dest: str,
+    service: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made_up.download(dest)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # the option wins
+    there = [dest, "--endpoint-url", service]
+
+    assert _cli.run(["status", *there, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["items"] == {"ok": 13, "missing": 1}
+    assert _cli.run(["verify", *there]) == 0
+    assert f"{dest}: " in capsys.readouterr().out
+    assert _cli.run(["compact", *there]) == 0
+    assert "in 1 parts" in capsys.readouterr().out
+    assert _cli.run(["verify", *there, "--repair"]) == 0
+    new = ["bucket", "create", "s3://another-bucket", "--endpoint-url", service]
+    assert _cli.run(new) == 0
+    assert _cli.run(new) == 0, "as often as one likes"
+    assert _cli.run(["bucket", "create", "s3://No"]) == 2
+    assert _cli.run(["status", "somewhere", "--endpoint-url", service]) == 2
+
+
+def test_repair_makes_what_is_lost_be_asked_again(dest: str) -> None:
+    made_up.download(dest)
+    part = next(name for name in objects(dest) if name.endswith(".parquet"))
+    prefix = dest.removeprefix(f"s3://{BUCKET}/")
+    body = client().get_object(Bucket=BUCKET, Key=f"{prefix}/{part}")["Body"].read()
+    broken = body[:-200] + bytes([body[-200] ^ 1]) + body[-199:]
+    client().put_object(Bucket=BUCKET, Key=f"{prefix}/{part}", Body=broken)
+
+    for repair in (False, True):
+        assert "part" in [one.code for one in verify(dest, repair=repair)]
+    assert verify(dest) == []
+    assert made_up.download(dest)
+    assert_whole(dest)
+
+
+# --- killed ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def begun() -> str:
+    """A dataset whose writer died in its second commit, between the two puts."""
+    dest = f"s3://{BUCKET}/begun"
+    die_at("items-durable:2", dest)
+    assert len(final_keys(dest)) == 3
+    return dest
+
+
+# Before each put and behind it, and behind the look that follows where the put may be
+# the commit; none between which nothing happens there.
+PUTS = (
+    *("open-announced", "takeover-dropped", "plan-renamed", "close-emptied"),
+    *(f"{what}-staged" for what in ("block", "follow", "items", "part", "run")),
+    *(f"{what}-renamed" for what in ("block", "follow", "items", "part", "run")),
+    "part-durable",
+)
+COMPACTION_PUTS = (
+    *("merged-items-renamed", "merged-part-staged", "merged-part-renamed"),
+    *("replaced-part-removed", "replaced-items-removed"),
+)
+
+
+def test_points_are_those_that_there_are() -> None:
+    assert {*PUTS} < {*CRASH_POINTS}
+    assert {*COMPACTION_PUTS} < {*COMPACTION_POINTS}
+
+
+@pytest.mark.parametrize("point", [*PUTS, *OBJECT_POINTS])
+def test_run_killed_at_a_point_is_finished_by_the_next(
+    point: str, begun: str, dest: str
+) -> None:
+    if not point.startswith("plan-"):  # the plan is written only once
+        copied(begun, dest)
+    die_at(point, dest)
+    there = final_keys(dest) if "_asyncfetch/plan.json" in objects(dest) else set()
+
+    asked = made_up.download(dest)  # at once: its holder is known to be dead
+
+    assert not there & set(asked)
+    assert_whole(dest)
+    left = Path(tempfile.gettempdir()).glob(store_at(dest)._prefix + "*")
+    assert not [one for one in left if _objects._is_free(one)]
+
+
+@pytest.mark.parametrize("point", COMPACTION_PUTS)
+def test_compaction_killed_at_a_point_changes_nothing(
+    point: str, finished: str, dest: str
+) -> None:
+    copied(finished, dest)
+    die_at(point, dest, "compact")
+
+    assert made_up.all_rows(dest) == made_up.expected_rows(made_up.KEYS)
+    assert made_up.download(dest) == []
+    compact(dest)
+    assert_whole(dest)
+
+
+@pytest.fixture(scope="module")
+def finished() -> str:
+    dest = f"s3://{BUCKET}/finished"
+    made_up.download(dest)
+    return dest
+
+
+# --- two writers ----------------------------------------------------------------------
+
+
+def test_second_writer_is_refused_while_the_counter_of_the_first_moves(
+    dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_objects, "BEAT", 0.0)
+    first = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
+    with pytest.raises(DatasetError, match=f"at work in {dest} .*{first.run}"):
+        Writer.open(
+            dest, made_up.RECORD, made_up.SCHEMA, sleep=lambda _: first.heartbeat()
+        )
+    made_up.fetch(first)
+    first.close()
+    assert_whole(dest)
+
+
+POINTS = ("items-staged", "items-renamed", "part-staged", "part-renamed")
+
+
+@pytest.mark.parametrize("pause", ["fence-claimed", "end"])
+@pytest.mark.parametrize("point", POINTS)
+def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
+    point: str, pause: str, begun: str, dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(begun, dest)
+    monkeypatch.setattr(_objects, "crash_point", reach)
+    sleeper = Writer.open(dest, None, made_up.SCHEMA)
+    for planned in made_up.flat(sleeper.pending())[:2]:
+        sleeper.add(made_up.result_of(planned))
+    taker: list[Writer] = []
+
+    def take_over() -> None:
+        taker.append(hurried(dest))
+        made_up.fetch(taker[0])
+        taker[0].close()
+
+    asleep = Stepped(sleeper.seal, frozenset({point}))
+    awake = Stepped(take_over, frozenset({pause}))
+    asleep.start()
+    awake.start()
+    asleep.step()  # up to the point
+    awake.step()  # up to the pause
+    asleep.step()  # to its end
+    if not awake.ended:
+        awake.step()
+    assert asleep.ended
+    assert awake.ended
+    assert awake.error is None
+    assert isinstance(asleep.error, DatasetError)
+    assert "another run took over" in str(asleep.error)
+    sleeper.close()
+    assert_whole(dest)
+
+
+def test_what_a_writer_committed_before_a_takeover_stands(
+    begun: str, dest: str
+) -> None:
+    copied(begun, dest)
+    sleeper = Writer.open(dest, None, made_up.SCHEMA)
+    planned = made_up.flat(sleeper.pending())[:2]
+    for one in planned:
+        sleeper.add(made_up.result_of(one))
+    sleeper.seal()
+    writer = hurried(dest)
+    asked = made_up.fetch(writer)
+    writer.close()
+    assert not {*made_up.keys_of(planned)} & {*asked}
+    sleeper.close()  # does not take the lease of another
+    assert_whole(dest)
+
+
+def test_two_that_begin_at_once_do_not_both_go_on(
+    dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_objects, "crash_point", reach)
+    monkeypatch.setattr(_objects._Lease, "_free", lambda _: "overwrite")
+    ends: list[BaseException | None] = []
+    threads = [
+        Stepped(lambda: made_up.download(dest), frozenset({"fence-claimed"}))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+        thread.step()
+    for thread in threads:
+        while not thread.ended:
+            thread.step()
+        ends.append(thread.error)
+    assert sum(one is None for one in ends) == 1, ends
+    assert all(one is None or isinstance(one, DatasetError) for one in ends)
+    assert_whole(dest)
+
+
+def test_part_that_came_late_is_seen_by_nobody_and_goes(dest: str) -> None:
+    made_up.download(dest)
+    names = [one for one in objects(dest) if "-00000." in one]
+    prefix = dest.removeprefix(f"s3://{BUCKET}/")
+    for name in names:
+        body = client().get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")["Body"].read()
+        late = name.replace("-00000.", "-00077.")
+        made_up.download(dest)  # a new run: what is older ends here
+        client().put_object(Bucket=BUCKET, Key=f"{prefix}/{late}", Body=body)
+        assert late.rpartition("/")[2] not in store_at(dest).names(
+            late.rpartition("/")[0]
+        )
+    assert made_up.all_rows(dest) == made_up.expected_rows(made_up.KEYS)
+    assert verify(dest) == []
+    made_up.download(dest)
+    assert_whole(dest)
+
+
+def test_dataset_that_went_on_elsewhere_can_be_copied_over(
+    begun: str, finished: str, dest: str
+) -> None:
+    copied(begun, dest)
+    made_up.download(dest)
+    for name in objects(dest):
+        if "fence" not in name:
+            store_at(dest).remove(name)
+    copied(finished, dest, but="/fence/")
+    assert_whole(dest)
+    assert made_up.download(dest) == []
+    assert_whole(dest)
+
+
+def test_put_that_was_sent_twice_is_our_own(dest: str) -> None:
+    writer = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
+    staging = writer._staging
+    for name, content, is_fine in (("a", b"x", True), ("b", b"y", False)):
+        staging.path("staged").write_bytes(b"x")
+        store_at(dest).put(f"_asyncfetch/runs/{name}.json", content)
+        if is_fine:
+            staging.publish("staged", f"_asyncfetch/runs/{name}.json", "run")
+        else:
+            with pytest.raises(DatasetError, match="expected no object"):
+                staging.publish("staged", f"_asyncfetch/runs/{name}.json", "run")
+    writer.close()
+
+
+# --- trouble --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["closed", "503"])
+def test_outage_in_the_middle_is_waited_for(
+    state: str, dest: str, road: _s3.Road
+) -> None:
+    writer = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
+    for planned in made_up.enumerate_rest(writer):
+        writer.add(made_up.result_of(planned))
+    road.state, road.reopen_after = state, 4
+    writer.seal()
+    assert road.refused == 4
+    made_up.fetch(writer)
+    writer.close()
+    assert_whole(dest)
+
+
+def test_outage_that_lasts_ends_the_run_and_not_the_dataset(
+    dest: str, road: _s3.Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_objects, "PATIENCE", timedelta(seconds=0.5))
+    writer = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
+    planned = list(made_up.enumerate_rest(writer))
+    for one in planned[:2]:
+        writer.add(made_up.result_of(one))
+    writer.seal()
+    writer.add(made_up.result_of(planned[2]))
+    road.state = "closed"
+    with pytest.raises(DatasetError, match="a resume goes on") as told:
+        writer.seal()
+    assert "\n" not in str(told.value)
+    writer.close()
+    road.state = "open"
+
+    writer = hurried(dest)
+    asked = made_up.fetch(writer)
+    writer.close()
+    assert not {*made_up.keys_of(planned[:2])} & {*asked}
+    assert_whole(dest)
+
+
+def test_bucket_that_disappears_is_said_in_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place = ObjectStore("s3://short-lived")
+    create_bucket(place)
+    writer = Writer.open("s3://short-lived/a", made_up.RECORD, made_up.SCHEMA)
+    for planned in made_up.enumerate_rest(writer):
+        writer.add(made_up.result_of(planned))
+    s3 = client()
+    for one in s3.list_objects_v2(Bucket="short-lived")["Contents"]:
+        s3.delete_object(Bucket="short-lived", Key=one["Key"])
+    s3.delete_bucket(Bucket="short-lived")
+    with pytest.raises(DatasetError, match="expected a bucket"):
+        writer.seal()
+    writer.close()
+    assert _cli.run(["status", "s3://short-lived/a"]) == 3
+    assert "asyncfetch bucket create s3://short-lived" in capsys.readouterr().err
+
+
+def test_wrong_credentials_are_said_in_a_line_without_them(
+    dest: str,
+    service: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never-shown")
+    _s3.let_in(service, "0")
+    try:
+        for command in (["status", dest], ["verify", dest], ["compact", dest]):
+            assert _cli.run(command) == 3
+            said = capsys.readouterr()
+            assert said.err.count("\n") == 1
+            assert f"expected access to {dest}, got InvalidAccessKeyId" in said.err
+            assert "never-shown" not in said.err + said.out
+        assert _cli.run(["bucket", "create", "s3://one-more"]) == 3
+        assert "never-shown" not in capsys.readouterr().err
+    finally:
+        _s3.let_in(service, "inf")
+
+
+def test_dataset_that_may_only_be_read_can_be_verified(
+    dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.download(dest)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise obstore.exceptions.PermissionDeniedError("<Code>AccessDenied</Code>")
+
+    monkeypatch.setattr(obstore, "put", refuse)
+    assert verify(dest) == []
+    with pytest.raises(DatasetError, match=f"written, got {dest}: AccessDenied"):
+        compact(dest)
+
+
+def test_anonymous_requests_are_not_signed(
+    dest: str, road: _s3.Road, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.download(dest)
+    assert any(b"authorization:" in head.lower() for head in road.heads)
+    road.heads.clear()
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    # The service shows nothing to strangers.
+    with pytest.raises(DatasetError, match=f"expected access to {dest}, got 403"):
+        asyncfetch.open_dataset(ObjectStore(dest, anonymous=True))
+    assert road.heads
+    assert not any(b"authorization:" in head.lower() for head in road.heads)
+
+
+# --- what is said of a place ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("s3://key:hidden@bucket/x", "nothing else"),
+        ("s3://bucket/x?secret=hidden", "nothing else"),
+        ("ftp://key:hidden@host/x", "expected a directory or s3://bucket/prefix"),
+        ("s3:///hidden", "expected a directory or"),
+        ("s3://[hidden", "no URL"),
+    ],
+)
+def test_odd_places_are_refused_without_showing_secrets(url: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text) as told:
+        asyncfetch.open_dataset(url)
+    assert "hidden" not in str(told.value)
+
+
+def test_files_are_not_stored_there(dest: str) -> None:
+    with pytest.raises(ConfigurationError, match="expected a directory for a dataset"):
+        made_up.download(dest, files="_files")
+    assert objects(dest) == {}
+
+
+def test_no_credentials_at_all_are_said(
+    dest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(ConfigurationError, match="AWS_PROFILE, or say --anonymous"):
+        asyncfetch.open_dataset(dest)
+
+
+def test_profiles_of_the_aws_tools_are_read(
+    dest: str, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.download(dest)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").write_text(
+        "[lab]\naws_access_key_id = AKID\naws_secret_access_key = a%b\n"
+    )
+    (tmp_path / ".aws/config").write_text(
+        f"[profile lab]\nregion = eu-west-3\nendpoint_url = {service}\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    account = _objects._account(ObjectStore(dest))
+    assert account.region == "eu-west-3"
+    assert account.options["secret_access_key"] == "a%b"
+    assert asyncfetch.open_dataset(dest).rows.count_rows()
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(ConfigurationError, match="called 'nobody'"):
+        asyncfetch.open_dataset(dest)
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "az://container/x"])
+def test_other_services_are_opened_by_the_same_code(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "someone")
+    assert str(store_at(url)) == url
+
+
+def test_missing_library_is_said(dest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ConfigurationError, match=r"asyncfetch\[objects\]"):
+        asyncfetch.open_dataset(dest)
