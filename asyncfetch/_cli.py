@@ -510,7 +510,7 @@ def show(
             return await found.get(output_type="arrow", limit=limit, **filters)
 
     if plot is not None:
-        _check_drawable(table, known)
+        _check_drawable(table, known, limit)
     rows = _in_loop(get)
     if plot is not None:
         _draw(rows, plot)
@@ -537,11 +537,18 @@ def _check_columns(
             )
 
 
-def _check_drawable(table: str, schema: pa.Schema) -> None:
+def _check_drawable(table: str, schema: pa.Schema, limit: int | None) -> None:
     if not {"node_id", "parent_id", "radius"} <= set(schema.names):
         raise ConfigurationError(
             f"expected a table of traces for --plot, got {table}: neuromorpho/traces"
         )
+    if limit is not None:  # it counts nodes
+        raise ConfigurationError(
+            "expected --plot without --limit, which would cut a trace: name the neurons"
+        )
+    from asyncfetch._plot import figure_class  # noqa: PLC0415
+
+    figure_class()  # before anything is asked
 
 
 def _draw(rows: pa.Table, path: Path) -> None:

@@ -438,14 +438,9 @@ class _BucketStore(LocalStore):
         """
         import obstore  # noqa: PLC0415
 
+        how: Any = mode  # a state is what obstore itself gave
         with self._asking():
-            done = obstore.put(
-                self._objects,
-                name,
-                data,
-                mode=mode,  # type: ignore[arg-type] # what obstore itself gave
-                use_multipart=False,
-            )
+            done = obstore.put(self._objects, name, data, mode=how, use_multipart=False)
         return _version(done)
 
     def _list(self, folder: str) -> tuple[dict[str, int], list[str]]:

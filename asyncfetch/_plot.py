@@ -42,6 +42,17 @@ class Drawing:
     unit: str = "µm"
 
 
+def figure_class() -> Any:
+    """Matplotlib's figure, or one clear line where it is not installed."""
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise ConfigurationError(
+            "a plot needs matplotlib: pip install 'asyncfetch[plot]'"
+        ) from error
+    return Figure
+
+
 def draw(drawings: Sequence[Drawing]) -> Any:
     """A figure of matplotlib with three projections of each trace, all to one scale.
 
@@ -52,15 +63,9 @@ def draw(drawings: Sequence[Drawing]) -> Any:
     """
     if not drawings:
         raise ConfigurationError("expected a trace to draw, got none")
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415 - an extra
-    except ImportError as error:
-        raise ConfigurationError(
-            "a plot needs matplotlib: pip install 'asyncfetch[plot]'"
-        ) from error
     across = math.ceil(math.sqrt(len(drawings)))
     down = math.ceil(len(drawings) / across)
-    figure = Figure(figsize=(6.4 * across, 6.4 * down))
+    figure = figure_class()(figsize=(6.4 * across, 6.4 * down))
     for place, drawing in enumerate(drawings):
         left, top = place % across, place // across
         axes = figure.add_axes(

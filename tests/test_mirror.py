@@ -1,6 +1,7 @@
 """A lab's pass: records, traces, files and what to cite; and a look at a trace."""
 
 import json
+import sys
 
 import pytest
 
@@ -166,11 +167,22 @@ def test_a_trace_is_drawn(archive, tmp_path, capsys):
     assert "nonsense" in capsys.readouterr().err
 
 
+def test_nothing_is_asked_for_a_picture_that_cannot_be(
+    archive, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    words = ["show", "neuromorpho/traces", "neuron_name=cnic_001"]
+    assert run([*words, "--plot", str(tmp_path / "out.png")]) == 2
+    assert "pip install 'asyncfetch[plot]'" in capsys.readouterr().err
+    assert not archive.log
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["neuromorpho/neurons"], "expected a table of traces"),
         (["neuromorpho/traces", "species=rat,mouse"], "at most 16 traces"),
+        (["neuromorpho/traces", "neuron_name=cnic_001", "--limit", "5"], "--limit"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(archive, tmp_path, capsys, words, said):
