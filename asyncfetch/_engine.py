@@ -935,6 +935,8 @@ async def collect(
 ) -> list[ItemResult]:
     """Results of a plan in its order; *limit* rows are enough.
 
+    Parts of an item stand where it stood.
+
     Raises
     ------
     ItemError
@@ -945,6 +947,11 @@ async def collect(
     done: dict[int, ItemResult] = {}
     taken: set[Any] = set()
     rows = first_open = 0
+    places: dict[int, tuple[int, ...]] = {}  # of parts, by ordinal
+    awaited: set[int] = set()  # parts that have not ended
+
+    def place(ordinal: int) -> tuple[int, ...]:
+        return places.get(ordinal, (ordinal,))
 
     async def again(source: RereadSource) -> tuple[Item, ...]:
         return source.again(rows, [done[n].detail for n in sorted(done)])
@@ -969,18 +976,24 @@ async def collect(
             if plan.source.row_key is not None:
                 result = without_taken_keys(result, plan.source.row_key, taken)  # noqa: PLW2901
             done[result.ordinal] = result
-            run.settle(result, journal.add(result))
+            found = journal.add(result)
+            run.settle(result, found)
+            awaited.discard(result.ordinal)
+            parts = found if result.outcome is Outcome.SPLIT else []
+            awaited.update(one.ordinal for one in parts)
+            whole_place = place(result.ordinal)
+            places |= {one.ordinal: (*whole_place, one.ordinal) for one in parts}
             while first_open in done:
                 rows += done[first_open].rows
                 first_open += 1
-            if limit is not None and rows >= limit:
+            if limit is not None and rows >= limit and not awaited:
                 break
         else:
             run.raise_error()
             if plan.limit is None:
                 details = [done[n].detail for n in sorted(done)]
                 note_shortfall(plan, journal.shortfall, rows, details)
-    return [done[n] for n in sorted(done)]
+    return [done[n] for n in sorted(done, key=place)]
 
 
 async def side_by_side(

@@ -27,7 +27,7 @@ from . import _datasets as made_up
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
 
 
-def die_at(point: str, dest: Path, *work: str) -> None:
+def die_at(point: str, dest: Path | str, *work: str) -> None:
     """Fetch, or do other *work*, in a process of its own until it dies at *point*."""
     ended = subprocess.run(
         [sys.executable, made_up.__file__, str(dest), *work],
@@ -42,7 +42,7 @@ def die_at(point: str, dest: Path, *work: str) -> None:
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
-def final_keys(dest: Path) -> set[str]:
+def final_keys(dest: Path | str) -> set[str]:
     items = View(dest).items.to_pylist()
     return {row["key"] for row in items if row["outcome"] != "failed"}
 

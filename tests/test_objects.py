@@ -6,8 +6,6 @@ import functools
 import itertools
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +16,7 @@ from typing import Any
 import pytest
 
 import asyncfetch
-from asyncfetch import ObjectStore, _cli, _objects, _store, testing
+from asyncfetch import ObjectStore, _cli, _objects, testing
 from asyncfetch._compact import compact
 from asyncfetch._dataset import View, Writer
 from asyncfetch._ledger import store_at
@@ -29,7 +27,7 @@ from asyncfetch.errors import ConfigurationError, DatasetError
 
 from . import _datasets as made_up
 from . import _s3
-from .test_crash import Stepped, reach
+from .test_crash import Stepped, die_at, final_keys, reach
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto")
@@ -128,26 +126,6 @@ def copied(source: str, target: str, *, but: str = "/lock") -> str:
                 CopySource={"Bucket": BUCKET, "Key": f"{start}/{name}"},
             )
     return target
-
-
-def die_at(point: str, dest: str, *work: str) -> None:
-    """Fetch, or do other *work*, in a process of its own until it dies at *point*."""
-    ended = subprocess.run(
-        [sys.executable, made_up.__file__, dest, *work],
-        env={
-            **os.environ,
-            "ASYNCFETCH_CRASH": point,
-            "PYTHONPATH": str(Path(_store.__file__).parents[1]),
-        },
-        check=False,
-        capture_output=True,
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-
-
-def final_keys(dest: str) -> set[str]:
-    items = View(dest).items.to_pylist()
-    return {row["key"] for row in items if row["outcome"] != "failed"}
 
 
 def assert_whole(dest: str) -> None:

@@ -126,6 +126,14 @@ async def test_an_answer_with_far_more_rows_than_expected_is_asked_for_in_parts(
     assert report.items["ok"] >= 3
     asked = [one for one in archive.log[before:] if "/predictor-events" in one.target]
     assert len(asked) == 1 + report.items["ok"]
+    both = {**wanted, "predictor_name": ["speech", "rms"]}
+    got = await api.predictor_events.get(**both, output_type="arrow")
+    some = await api.predictor_events.get(**both, output_type="arrow", limit=100)
+    monkeypatch.setattr(neuroscout, "MOST_ROWS", 10**9)
+    expected = await api.predictor_events.get(**both, output_type="arrow")
+    order = ["predictor_id", "run_id", "onset"]
+    assert got.select(order).equals(expected.select(order))
+    assert some.select(order).equals(expected.select(order).slice(0, 100))
     # A run is never divided, however many rows it has.
     monkeypatch.setattr(neuroscout, "MOST_ROWS", 5)
     monkeypatch.setattr(neuroscout, "ROWS_PER_ITEM", 1)
