@@ -92,7 +92,8 @@ class Soak:
         environment = {**self.archive.environment, "THINGS_TASKS": str(tasks)}
         process = subprocess.Popen(
             [sys.executable, "-m", "tests._things", command, *where, "--quiet"],
-            env={**os.environ, **environment},
+            # As the program itself has it; here, pyarrow is imported before.
+            env={**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system", **environment},
             cwd=ROOT,
         )
         return Client(process, tasks)

@@ -222,3 +222,18 @@ HEAVY = "{'aiohttp', 'pyarrow', 'pandas', 'obstore', 'numpy', 'rich'}"
 def test_an_import_and_help_load_nothing_heavy(code):
     code += f"\nimport sys; assert not {HEAVY} & set(sys.modules), sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_program_takes_the_allocator_that_keeps_the_least():
+    code = """
+import contextlib
+from asyncfetch import _cli
+with contextlib.suppress(SystemExit):
+    _cli.main()
+import pyarrow
+print(pyarrow.default_memory_pool().backend_name)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert ended.stdout.split()[-1] == "system"
