@@ -42,7 +42,8 @@ USED_EARLY = 0.94
 STEP = 18  # accepted answers between two steps upward, and more where bursts are large
 LARGEST_STEP = 100
 HOLD = 40  # accepted answers that pay for one rejection before steps begin
-USED_REMEMBERED = 0.98  # of one that has proved itself
+USED_REMEMBERED = 0.98  # of one that has proved itself, and
+HOLD_REMEMBERED = 160  # accepted answers for which it is left in peace
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
 # A limit leaves a rate in peace that it granted. A lone 503 so few answers after the
@@ -164,7 +165,7 @@ class Flight:
         self._held[crowd] = self._held.get(crowd, 0) + 1
         # Means of logarithms: one slow answer among many is not a queue.
         took = math.log(max(took, 1e-6))
-        self._mean = took if self._mean is None else 0.95 * self._mean + 0.05 * took
+        self._mean = took if self._mean is None else 0.92 * self._mean + 0.08 * took
         if self._calm is not None:
             if sent_at > self._calm_from and crowd <= self._calm_most:
                 self._calm.append(took)
@@ -215,7 +216,7 @@ class Flight:
             self._tried = self._from is not None and mean < self._from[1] + 0.05
             self._from = self.now, mean
             return
-        self.now = max(2.0, 0.9 * self.now)
+        self.now = max(2.0, 0.95 * self.now)
         if self._from is None or self.now > 0.6 * self._from[0]:
             return
         # Where requests queue, delays shrink with their number. If they did not, then
@@ -324,7 +325,7 @@ class Pace:
         if learned is not None and learned.rate is not None:
             self.granted = learned.rate
             self.rate = USED_REMEMBERED * learned.rate
-            self._hold, self._sure = HOLD, 1000
+            self._hold, self._sure = HOLD_REMEMBERED, 1000
             self._marked_rate = self.rate
 
     # What may leave
@@ -554,7 +555,7 @@ class Pace:
         self._marked_rate = self.rate
 
     def _climb(self, now: float) -> None:
-        each = self._bulk
+        each = self._bulk if self._step < 0.1 else self._bulk / 2
         if self.rate < self._reach:
             each = min(STEP, max(5, self._first))
         if self._since < self._hold + each:
