@@ -288,7 +288,7 @@ class Planner:
                     observe=self._observe,
                 )
             except AsyncfetchError as error:
-                if not step.is_tolerant or _ends_all(error):
+                if not step.is_tolerant or ends_all(error):
                     raise
                 answers[place] = error
                 return
@@ -817,7 +817,7 @@ class Run:
     def _parts_of(self, item: Item, error: AsyncfetchError) -> tuple[Item, ...]:
         """Items that are asked in place of one that was refused."""
         source = self._plan.source
-        if not isinstance(source, DivisibleSource) or _ends_all(error):
+        if not isinstance(source, DivisibleSource) or ends_all(error):
             return ()
         parts = source.divided(item, error) if self._divided < MOST_DIVIDED else ()
         if parts:
@@ -848,7 +848,7 @@ class Run:
             raise error
 
 
-def _ends_all(error: AsyncfetchError) -> bool:
+def ends_all(error: AsyncfetchError) -> bool:
     """Whether an error is not of one request alone."""
     return getattr(error, "is_fatal", False) or isinstance(
         error, ConfigurationError | DatasetError | TransportError

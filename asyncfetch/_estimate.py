@@ -16,11 +16,11 @@ from statistics import median
 import anyio.to_thread
 
 from asyncfetch._dataset import held
-from asyncfetch._engine import Plan, settled, survey
+from asyncfetch._engine import Plan, ends_all, settled, survey
 from asyncfetch._ledger import Ledger
 from asyncfetch._model import ChainSource, ElsewhereSource, Item, RereadSource
 from asyncfetch._objects import Destination
-from asyncfetch.errors import NotFound
+from asyncfetch.errors import AsyncfetchError, NotFound
 
 # Fewer items than this say less about the others than the service's usual sizes do.
 ENOUGH = 3
@@ -158,7 +158,7 @@ async def estimate(
     if sampled := left.sample():
         seen_bytes, expected_bytes, took = await _measure(plan, sampled, usual)
         asked += len(sampled)
-        basis = f"{len(sampled):,} items measured"
+        basis = f"{len(took):,} items measured"
     chain = plan.source if isinstance(plan.source, ChainSource) else None
     expected = 0 if chain is None else chain.expected
     if left.count and expected:  # each is found in the one before
@@ -235,8 +235,17 @@ def _again(plan: Plan, ledger: Ledger) -> tuple[Item, ...]:
 async def _measure(
     plan: Plan, items: list[Item], usual: Callable[[Item], float]
 ) -> tuple[float, float, list[float]]:
-    """Bytes of *items*, what these would usually be, and the seconds each took."""
+    """Bytes of *items*, what these would usually be, and the seconds each took.
+
+    Those that the service cannot give say nothing of the others.
+
+    Raises
+    ------
+    AsyncfetchError
+        It can give none of them, or nothing at all.
+    """
     seen, expected, took = 0.0, 0.0, []
+    refusal: AsyncfetchError | None = None
     for item in items:
         expected += usual(item)
         places = [item.request.target]
@@ -247,13 +256,21 @@ async def _measure(
                 answer = await plan.exchange.ask(
                     replace(item.request, target=place), lambda chunks, _: _end(chunks)
                 )
-            except NotFound:
+            except NotFound as error:
                 if not item.request.may_be_absent:
-                    raise
+                    refusal = error
                 continue
+            except AsyncfetchError as error:
+                if ends_all(error):
+                    raise
+                refusal = error
+                expected -= usual(item)
+                break
             seen += answer.response.body.size
             took.append(answer.on_wire)
             break
+    if refusal is not None and not took:
+        raise refusal
     return seen, expected, took
 
 

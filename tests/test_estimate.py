@@ -60,6 +60,15 @@ def test_a_few_items_tell_the_bytes_of_all(archive, fetch, words):
     assert asked == min(8, math.ceil(found["items"] / 4))
 
 
+def test_what_cannot_be_had_is_no_reason_to_foretell_nothing(archive, fetch):
+    """Some of its records cannot be given; a run takes them out of their pages."""
+    found = fetch("neurovault/images", "--dry-run")
+    report = fetch("neurovault/images")
+    assert report["items"]["split"] > 0
+    assert found["items"] < sum(report["items"].values())
+    assert 0 < found["bytes"] < 2 * report["bytes"]
+
+
 def test_a_sample_is_spread_over_the_plan(archive, fetch):
     fetch(*EVENTS, "--dry-run", "--sample", "0")
     listing = len(archive.log)
