@@ -43,7 +43,7 @@ import os
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -1087,8 +1087,13 @@ def cut_short(store: LocalStore, error: OSError) -> DatasetError:
 
 
 def no_dataset(store: LocalStore) -> DatasetError:
+    below: list[str] = []
+    with suppress(OSError):  # a mirror, or where somebody keeps several
+        names = store.entries()[:20]
+        below = [one for one in names if store.read_text(f"{one}/{PLAN_FILE}")]
+    hint = f"; there are datasets in it: {', '.join(below)}" if below else ""
     return DatasetError(
-        f"expected a dataset, got none at {store}: there is no {PLAN_FILE}"
+        f"expected a dataset, got none at {store}: there is no {PLAN_FILE}{hint}"
     )
 
 

@@ -48,6 +48,8 @@ def test_a_mirror_has_all_of_an_archive_and_asks_for_each_once(
     assert run(["mirror", "neuromorpho", "archive=Siegert", "-o", str(dest)]) == 0
     assert len(archive.log) == len(targets)
     assert "nothing left to ask" in capsys.readouterr().err
+    assert run(["verify", str(dest)]) == 3
+    assert "datasets in it: neurons, traces" in capsys.readouterr().err
     for table in ("neurons", "traces"):
         assert not verify(dest / table)
         citation = dest / table / "_asyncfetch" / "CITATION.md"
