@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -666,9 +667,9 @@ def campaign(scenario: Scenario, kills: int, seed: int, folder: Path) -> Counter
 
 
 def shares(kills: int, chosen: list[Scenario]) -> list[int]:
-    """How many kills fall on each scenario: at least one."""
+    """How many kills fall on each scenario: no less than *kills* in all."""
     total = sum(one.weight for one in chosen)
-    return [max(1, round(kills * one.weight / total)) for one in chosen]
+    return [math.ceil(kills * one.weight / total) for one in chosen]
 
 
 def main() -> int:
