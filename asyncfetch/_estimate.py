@@ -237,7 +237,8 @@ async def _measure(
 ) -> tuple[float, float, list[float]]:
     """Bytes of *items*, what these would usually be, and the seconds each took.
 
-    Those that the service cannot give say nothing of the others.
+    One that is not there takes no bytes. One that the service cannot give as it is says
+    nothing of the others: a run may get it in parts.
 
     Raises
     ------

@@ -42,8 +42,8 @@ USED_EARLY = 0.94
 STEP = 18  # accepted answers between two steps upward, and more where bursts are large
 LARGEST_STEP = 100
 HOLD = 40  # accepted answers that pay for one rejection before steps begin
-USED_REMEMBERED = 0.98  # of one that has proved itself, and
-HOLD_REMEMBERED = 160  # accepted answers for which it is left in peace
+USED_REMEMBERED = 0.98  # of one that has proved itself
+HOLD_REMEMBERED = 160  # accepted answers before steps upward from that one begin
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
 # A limit leaves a rate in peace that it granted. A lone 503 so few answers after the
@@ -555,6 +555,7 @@ class Pace:
         self._marked_rate = self.rate
 
     def _climb(self, now: float) -> None:
+        # Wide steps are those of who is far below, so that they may come sooner.
         each = self._bulk if self._step < 0.1 else self._bulk / 2
         if self.rate < self._reach:
             each = min(STEP, max(5, self._first))

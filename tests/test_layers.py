@@ -1,6 +1,7 @@
 """Who may import whom, and what an import may cost."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -233,7 +234,13 @@ with contextlib.suppress(SystemExit):
 import pyarrow
 print(pyarrow.default_memory_pool().backend_name)
 """
+    environment = dict(os.environ)
+    environment.pop("ARROW_DEFAULT_MEMORY_POOL", None)
     ended = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert ended.stdout.split()[-1] == "system"
