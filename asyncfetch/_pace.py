@@ -62,6 +62,9 @@ BUSY = 2.0  # seconds that delays must last before a demanded number is touched
 CALM_ANSWERS = 16
 CALM_GAP = 30.0  # seconds between calm probes, doubled up to
 CALM_GAP_MOST = 300.0
+# A calm probe with one request in flight stands still behind one long answer: one more
+# may leave when none came for so many times the delay.
+CALM_PATIENCE = 4
 PROVEN = 200  # accepted answers before one more in flight than was rejected is tried
 
 
@@ -109,6 +112,7 @@ class Flight:
         self._calm: list[float] | None = None
         self._calm_most = 1
         self._calm_from = -math.inf
+        self._calm_last = -math.inf  # its last answer
         self._calm_gap = CALM_GAP
         self._shrunk_at = -math.inf
         self._from: tuple[float, float] | None = None  # flight and delay before it
@@ -131,6 +135,16 @@ class Flight:
     def slots(self) -> int:
         """Requests that may be in flight now."""
         return int(self.now) if self._calm is None else self._calm_most
+
+    def widen_probe(self, now: float) -> float:
+        """Let one more leave in a calm probe that stands still; seconds to the next."""
+        if self._calm is None or self._mean is None or self._calm_most >= int(self.now):
+            return math.inf
+        patience = CALM_PATIENCE * math.exp(self._mean)
+        if now >= self._calm_last + patience:
+            self._calm_most += 1
+            self._calm_last = now
+        return self._calm_last + patience - now
 
     def end_probes(self) -> None:
         """Stop to look for more: something was rejected."""
@@ -167,6 +181,7 @@ class Flight:
         took = math.log(max(took, 1e-6))
         self._mean = took if self._mean is None else 0.92 * self._mean + 0.08 * took
         if self._calm is not None:
+            self._calm_last = now
             if sent_at > self._calm_from and crowd <= self._calm_most:
                 self._calm.append(took)
                 if len(self._calm) == CALM_ANSWERS:
@@ -202,7 +217,7 @@ class Flight:
         elif above > crowded and self.now >= 3:
             if now - self._calm_from > self._calm_gap:
                 self._calm = []
-                self._calm_from = now
+                self._calm_from = self._calm_last = now
                 self._calm_gap = min(CALM_GAP_MOST, 2 * self._calm_gap)
                 self._calm_most = max(1, int(min(self.now, crowd, 12) / 3))
             elif now - self._shrunk_at > 2 * math.exp(mean):
@@ -359,7 +374,9 @@ class Pace:
         if urgent and self.flight.starting and not self.in_episode:
             slots = max(slots, int(self.flight.most * self.share))
         if in_flight >= slots:
-            return math.inf
+            left = self.flight.widen_probe(now)
+            if in_flight >= self.slots:
+                return left
         return self.token_wait(now)
 
     def token_wait(self, now: float) -> float:

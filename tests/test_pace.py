@@ -144,6 +144,16 @@ def test_workers_are_busy_and_few_requests_queue_at_them(name):
     assert found.queued / 200 <= queue
 
 
+@pytest.mark.parametrize("seed", [109, 247, 334])
+def test_one_long_answer_does_not_hold_up_a_calm_probe(seed):
+    # Some work takes minutes; with one request in flight, everybody waited for it.
+    server = Workers(heavy(1.5, 1.5), 4, seed=seed)
+    pace = Pace(concurrency=64, rng=random.Random(seed))
+    found = simulate(server, 900, most=64, pace=pace)
+    assert found.goodput >= 0.93
+    assert found.queued / 900 <= 6
+
+
 def test_a_number_that_somebody_demands_shrinks_only_where_delays_treble():
     pace = Pace(concurrency=64, eager=True, rng=random.Random(0))
     found = simulate(Workers(fixed(0.2), 8), 200, most=64, pace=pace)
