@@ -721,7 +721,10 @@ class _Events:
             return Decoded(records=sorted(events, key=_event_order))
         is_one_run = len(item.context["runs"]) == 1
         columns = _event_columns(
-            chunks, timed=self._is_timed, most=inf if is_one_run else MOST_ROWS
+            chunks,
+            item.context["predictor"][0],
+            timed=self._is_timed,
+            most=inf if is_one_run else MOST_ROWS,
         )
         if isinstance(columns, int):
             parts = _parts_of(item, columns, timed=self._is_timed)
@@ -850,7 +853,6 @@ class _Columns:
 
     onset: np.ndarray
     duration: pa.Array
-    predictor_id: np.ndarray
     run_id: np.ndarray
     value: pa.Array
     stimulus: list[pa.Array]
@@ -868,12 +870,18 @@ _STIMULUS = {
 
 
 def _event_columns(
-    chunks: Iterable[bytes], *, timed: bool, most: float
+    chunks: Iterable[bytes], predictor: int, *, timed: bool, most: float
 ) -> _Columns | int:
-    """The columns of an answer, or only the number of its rows if that is too many."""
+    """The columns of an answer, or only the number of its rows if that is too many.
+
+    Raises
+    ------
+    DecodeError
+        An event is of another predictor.
+    """
     has_unknown = False
     count = 0
-    onset, predictor, run = [], [], []
+    onset, run = [], []
     duration: list[pa.Array] = []
     value: list[pa.Array] = []
     names = list(_STIMULUS) if timed else ["stimulus_id"]
@@ -885,12 +893,18 @@ def _event_columns(
         has_unknown |= bool(events) and type(events[0]) in (_AnyEvent, _AnyTimedEvent)
         # A comprehension reads an attribute in less time than map() does.
         onset.append(np.array([event.onset for event in events], np.float64))
-        predictor.append(_integers([event.predictor_id for event in events]))
-        run.append(_integers([event.run_id for event in events]))
+        ids = [event.predictor_id for event in events]
+        if ids.count(predictor) < len(ids):
+            wrong = next(n for n, one in enumerate(ids) if one != predictor)
+            raise _not_asked("predictor_id", ids[wrong], count - len(ids) + wrong)
+        runs = [event.run_id for event in events]
+        run.append(np.fromiter(runs, np.int64, len(runs)))
         value.append(pa.array([event.value for event in events], pa.string()))
         duration.append(pa.array([event.duration for event in events], pa.float64()))
-        for name in names:
-            values = list(map(attrgetter(name), events))
+        sent = {"stimulus_id": [event.stimulus_id for event in events]}
+        if timed:
+            sent |= {name: list(map(attrgetter(name), events)) for name in names[1:]}
+        for name, values in sent.items():
             kind = _STIMULUS[name]
             is_there = values.count(None) < len(values)  # an id nearly never
             stimulus[name].append(
@@ -901,7 +915,6 @@ def _event_columns(
     return _Columns(
         onset=np.concatenate(onset),
         duration=pa.concat_arrays(duration),
-        predictor_id=np.concatenate(predictor),
         run_id=np.concatenate(run),
         value=pa.concat_arrays(value),
         stimulus=[pa.concat_arrays(parts) for parts in stimulus.values()],
@@ -909,8 +922,13 @@ def _event_columns(
     )
 
 
-def _integers(values: list[int]) -> np.ndarray:
-    return np.fromiter(values, np.int64, len(values))
+def _not_asked(what: str, got: int, place: int) -> DecodeError:
+    path = f"$[{place}].{what}"
+    return DecodeError(
+        f"expected a {what} that was asked for, got {got} - at {path}",
+        path=path,
+        code="not-asked",
+    )
 
 
 def _event_batch(
@@ -919,26 +937,16 @@ def _event_batch(
     """The batch in row order, and the runs that were asked for and have no events."""
     predictor, name = context["predictor"]
     runs = context["runs"]
-    ids = np.array([run[0] for run in runs], np.int64)  # ascending
-    place = np.searchsorted(ids, columns.run_id)
-    place = np.minimum(place, len(ids) - 1)
-    for wanted, got, what in (
-        (predictor, columns.predictor_id, "predictor_id"),
-        (ids[place], columns.run_id, "run_id"),
-    ):
-        wrong = np.flatnonzero(got != wanted)
-        if len(wrong):
-            path = f"$[{wrong[0]}].{what}"
-            raise DecodeError(
-                f"expected a {what} that was asked for, got {got[wrong[0]]} "
-                f"- at {path}",
-                path=path,
-                code="not-asked",
-            )
+    ids = pa.array([run[0] for run in runs], pa.int64())  # ascending
+    found = pc.index_in(pa.array(columns.run_id), value_set=ids)
+    if found.null_count:
+        wrong = int(np.flatnonzero(found.is_null())[0])
+        raise _not_asked("run_id", columns.run_id[wrong], wrong)
+    place = found.to_numpy()
     # Onset first, then run by a stable sort of small integers, which is a radix sort.
     order = np.argsort(columns.onset)
     order = order[np.argsort(place[order].astype(np.uint16), kind="stable")]
-    place = place[order].astype(np.int32)
+    place = place[order]
     rows = pa.array(order)
     value = columns.value.take(rows)
     count = len(order)
@@ -947,7 +955,7 @@ def _event_batch(
         [
             columns.duration.take(rows),
             pa.array(columns.onset[order]),
-            pa.array(columns.predictor_id),
+            pa.array(np.full(count, predictor, np.int64)),
             pa.array(columns.run_id[order]),
             value,
             repeated([name], [count]),
@@ -962,9 +970,8 @@ def _event_batch(
         ],
         names=_TIMED_EVENTS.names[: len(_EVENTS) + len(columns.stimulus) - 1],
     )
-    present = np.unique(place)
-    silent = sorted(set(ids.tolist()) - set(ids[present].tolist()))
-    return batch, silent
+    events = np.bincount(place, minlength=len(runs))
+    return batch, [runs[silent][0] for silent in np.flatnonzero(events == 0)]
 
 
 @dataclass(slots=True)
