@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -25,7 +25,11 @@ def measured(target: str, repeats: int, **arguments: Any) -> dict[str, float]:
     processor time (all threads and children) are those of the call alone, without
     imports.
     """
-    runs = [_one(target, arguments) for _ in range(repeats)]
+    return medians([_one(target, arguments) for _ in range(repeats)])
+
+
+def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each figure of some runs."""
     return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
