@@ -310,8 +310,10 @@ class Files:
             except OSError:  # no hard links here
                 kept.data.rename(source)
         else:
-            source.write_bytes(kept.data)
-            sync_file(source)
+            with source.open("wb") as file:  # once: it may take longer than to write
+                file.write(kept.data)
+                file.flush()
+                os.fsync(file.fileno())
 
     def _put(self, source: Path, path: str, folders: _Folders) -> None:
         target = self.root / path
