@@ -25,6 +25,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -48,9 +49,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from pyarrow.fs import FileSelector, S3FileSystem
 
 from asyncfetch import open_dataset
 from asyncfetch._verify import verify
+
+from . import _s3
 
 ROOT = Path(__file__).parents[1]
 # 5 % in all.
@@ -79,6 +83,8 @@ class Scenario:
     commit_seconds: float = 0.2
     stops: bool = False
     """Whether runs are stopped and taken over, beside being killed."""
+    in_bucket: bool = False
+    """Whether the dataset is in an object store."""
 
 
 REAL = {"module": "asyncfetch"}
@@ -148,6 +154,12 @@ SCENARIOS = (
         words=("things/numbers", "count=1000", "--concurrency", "4"),
         archive=("--latency", "0.02", "--fail", "/numbers/17/"),
         stops=True,
+    ),
+    Scenario(
+        name="bucket",
+        words=("things/chains", "count=40", "block=15"),
+        archive=("--latency", "0.01", "--fail", "/chains/3.4/"),
+        in_bucket=True,
     ),
 )
 
@@ -235,7 +247,7 @@ class Run:
         session.runs += 1
         self.label = f"run-{session.runs}"
         self.command = command
-        self._dest = session.dest
+        self._dest = session.folder / session.name
         self._stderr = session.folder / f"{self.label}.txt"
         scenario = session.scenario
         options = ("--contact", self.label)
@@ -245,8 +257,7 @@ class Run:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", scenario.module, command, *words, *options],
                 env={
-                    **os.environ,
-                    **session.archive.environment,
+                    **session.environment,
                     "THINGS_STALE": str(STALE),
                 },
                 stdout=subprocess.DEVNULL,
@@ -428,6 +439,45 @@ def target_of(url: str) -> str:
     return f"{parts.path}?{parts.query}" if parts.query else parts.path
 
 
+BUCKET = "some-bucket"
+
+
+class Bucket:
+    """A bucket of an S3 service in its own process."""
+
+    def __init__(self, url: str) -> None:
+        self.environment = {**_s3.KEYS, "AWS_ENDPOINT_URL": url}
+        self._store = S3FileSystem(
+            access_key=_s3.KEYS["AWS_ACCESS_KEY_ID"],
+            secret_key=_s3.KEYS["AWS_SECRET_ACCESS_KEY"],
+            endpoint_override=url,
+            region="us-east-1",
+            allow_bucket_creation=True,
+        )
+        self._store.create_dir(BUCKET)
+
+    def copy(self, name: str, folder: Path) -> None:
+        """Let *folder* hold the objects below *name*, and nothing else."""
+        shutil.rmtree(folder, ignore_errors=True)
+        below = FileSelector(f"{BUCKET}/{name}", allow_not_found=True, recursive=True)
+        for one in self._store.get_file_info(below):
+            if one.is_file:
+                path = folder / one.path.removeprefix(f"{BUCKET}/{name}/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    path.write_bytes(self._store.open_input_file(one.path).read())
+
+
+@contextmanager
+def open_bucket(scenario: Scenario) -> Iterator[Bucket | None]:
+    """A bucket for datasets of a scenario that has them there."""
+    if not scenario.in_bucket:
+        yield None
+        return
+    with _s3.service() as url:
+        yield Bucket(url)
+
+
 @dataclass
 class Session:
     """Kills of one scenario."""
@@ -436,21 +486,43 @@ class Session:
     archive: Archive
     folder: Path
     random: random.Random
+    bucket: Bucket | None = None
     runs: int = 0
-    dest: Path = field(init=False)
+    name: str = ""
+    """Of the dataset."""
     counts: Counter[str] = field(default_factory=Counter)
     events: list[str] = field(default_factory=list)
     """What was done, for whoever must find out why."""
 
     def new_dataset(self) -> None:
         self.counts["datasets"] += 1
-        self.dest = self.folder / f"dataset-{self.counts['datasets']}"
+        self.name = f"dataset-{self.counts['datasets']}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the processes that fetch are told."""
+        bucket = {} if self.bucket is None else self.bucket.environment
+        return {**os.environ, **self.archive.environment, **bucket}
+
+    @property
+    def place(self) -> str:
+        """The dataset, as the program is told."""
+        if self.bucket is None:
+            return str(self.folder / self.name)
+        return f"s3://{BUCKET}/{self.name}"
+
+    def look(self) -> Path:
+        """The dataset, or a copy of what the bucket holds of it now."""
+        folder = self.folder / self.name
+        if self.bucket is not None:
+            self.bucket.copy(self.name, folder)
+        return folder
 
     def start(self, command: str) -> Run:
         if command == "fetch":
-            return Run(self, "fetch", *self.scenario.words, "-o", str(self.dest))
+            return Run(self, "fetch", *self.scenario.words, "-o", self.place)
         pace = [one for one in self.scenario.words[1:] if "=" not in one]
-        return Run(self, command, str(self.dest), *pace)
+        return Run(self, command, self.place, *pace)
 
     def undisturbed(self) -> Truth:
         """Fetch until everything is there, and learn what that is and takes."""
@@ -462,13 +534,14 @@ class Session:
         log = self.archive.of(run.label)
         until_first = log[0]["t"] - since
         _, status = self.complete(None)
-        items = open_dataset(self.dest).items
+        dest = self.look()
+        items = open_dataset(dest).items
         final = items.filter(pc.field("outcome") != "failed")
         targets = [target_of(one) for one in items["url"].to_pylist()]
         known = {*targets}
         return Truth(
-            rows=rows_in(self.dest),
-            items=items_in(self.dest),
+            rows=rows_in(dest),
+            items=items_in(dest),
             status=status,
             seconds=seconds,
             until_first=until_first,
@@ -484,7 +557,7 @@ class Session:
                     and not one["target"].endswith("/health")
                 )
             ),
-            files=files_in(self.dest),
+            files=files_in(dest),
             whole=dict(
                 zip(
                     map(target_of, final["url"].to_pylist()),
@@ -504,7 +577,7 @@ class Session:
             runs.append(run)
             status = run.end()
             assert status in {0, 1}, f"{run.command} ended with {status}: {run.said}"
-            there = len(Committed.at(self.dest).keys)
+            there = len(Committed.at(self.look()).keys)
             if status == 0 or (truth and there == truth.n_final):
                 return runs, status
             if truth is None and there == before and number > 4:
@@ -515,7 +588,8 @@ class Session:
     def instant(self, truth: Truth, there: Committed) -> Instant:
         """Uniform over what is left of the run, or right after a durable step."""
         left = 1 - len(there.keys) / truth.n_final
-        if self.random.random() < 0.5:
+        # Steps of an object store are not seen from outside.
+        if self.bucket is None and self.random.random() < 0.5:
             steps = self.random.randint(1, max(2, round(truth.steps * left)))
             # At once, or some way into what a commit does next.
             pause = self.random.choice([0.0, self.random.uniform(0, 0.008)])
@@ -531,13 +605,13 @@ class Session:
             self.new_dataset()
             command, whole = "fetch", False
             while not whole and self.counts["kills"] < kills:
-                before = Committed.at(self.dest)
+                before = Committed.at(self.look())
                 strike = self.take_over if self.scenario.stops else self.strike
                 whole = strike(command, truth, before)
                 choices = ["fetch"]
-                if (self.dest / "_asyncfetch/plan.json").exists():
+                if (self.look() / "_asyncfetch/plan.json").exists():
                     choices += ["resume", "resume"]
-                    choices += ["retry"] * (Committed.at(self.dest).failed > 0)
+                    choices += ["retry"] * (Committed.at(self.look()).failed > 0)
                 command = self.random.choice(choices)
             self.finish(truth)
 
@@ -555,7 +629,7 @@ class Session:
         killed_at = self.archive.now()
         self.counts["kills"] += 1
         self.counts["kills after a step" if instant.steps else "kills by time"] += 1
-        self.counts["kills inside a commit"] += is_torn(self.dest)
+        self.counts["kills inside a commit"] += is_torn(self.look())
         self.events.append(f"{run.label}: {command} killed after {instant}")
         self.check(run, before, truth, killed_at)
         return False
@@ -567,8 +641,8 @@ class Session:
         if not sleeper.reach(instant):
             return sleeper.end() in {0, 1}
         sleeper.send(signal.SIGSTOP)
-        held = Committed.at(self.dest)
-        has_plan = (self.dest / "_asyncfetch/plan.json").exists()
+        held = Committed.at(self.look())
+        has_plan = (self.look() / "_asyncfetch/plan.json").exists()
         other = self.start("resume" if has_plan else "fetch")
         # Before, while and after the other one loses its patience.
         wake = truth.until_first + STALE + self.random.uniform(-1.5, 1.5)
@@ -597,13 +671,14 @@ class Session:
         self, run: Run, before: Committed, truth: Truth, killed_at: float | None
     ) -> Committed:
         """Prove what must hold after a run; what is committed then."""
-        there = Committed.at(self.dest)
+        dest = self.look()
+        there = Committed.at(dest)
         assert before.keys <= there.keys, f"lost: {before.keys - there.keys}"
-        if (self.dest / "_asyncfetch/plan.json").exists():
+        if (dest / "_asyncfetch/plan.json").exists():
             # An items file whose part was not yet there counts for nothing.
-            problems = [one for one in verify(self.dest) if one.code != "part-missing"]
+            problems = [one for one in verify(dest) if one.code != "part-missing"]
             assert not problems, problems
-        broken = files_in(self.dest).items() - truth.files.items()
+        broken = files_in(dest).items() - truth.files.items()
         assert not broken, f"not what the service has: {broken}"
         log = self.archive.of(run.label)
         asked = {one["target"] for one in log}
@@ -622,25 +697,28 @@ class Session:
 
     def finish(self, truth: Truth) -> None:
         """Go on undisturbed to the end, and compare."""
-        before = Committed.at(self.dest)
-        if not (self.dest / "_asyncfetch/plan.json").exists():
+        before = Committed.at(self.look())
+        if not (self.look() / "_asyncfetch/plan.json").exists():
             assert self.start("fetch").end() in {0, 1}
         runs, status = self.complete(truth)
         assert status == truth.status, f"{status}: {runs[-1].said}"
         for run in runs:
             self.check(run, before, truth, None)
-        assert items_in(self.dest) == truth.items, "other items"
-        assert rows_in(self.dest).equals(truth.rows), "other rows"
-        assert files_in(self.dest) == truth.files, "other files"
-        proof = [sys.executable, "-m", "asyncfetch", "verify", str(self.dest)]
-        assert (
-            subprocess.run(proof, check=False, stdout=subprocess.DEVNULL).returncode
-            == 0
+        dest = self.look()
+        assert items_in(dest) == truth.items, "other items"
+        assert rows_in(dest).equals(truth.rows), "other rows"
+        assert files_in(dest) == truth.files, "other files"
+        proved = subprocess.run(
+            [sys.executable, "-m", "asyncfetch", "verify", self.place],
+            check=False,
+            stdout=subprocess.DEVNULL,
+            env=self.environment,
         )
+        assert proved.returncode == 0
         again = self.start("fetch")
         assert again.end() == truth.status, again.said
         asked = {one["target"] for one in self.archive.of(again.label)}
-        assert not asked & Committed.at(self.dest).targets
+        assert not asked & Committed.at(self.look()).targets
         assert not asked & {*truth.planning}
 
 
@@ -650,8 +728,11 @@ def campaign(scenario: Scenario, kills: int, seed: int, folder: Path) -> Counter
     folder.mkdir()
     dice = random.Random(f"{seed}/{scenario.name}")
     # One archive for all: a target that was asked before meets another fate.
-    with open_archive(scenario, dice.getrandbits(31), folder) as archive:
-        session = Session(scenario, archive, folder, dice)
+    with (
+        open_archive(scenario, dice.getrandbits(31), folder) as archive,
+        open_bucket(scenario) as bucket,
+    ):
+        session = Session(scenario, archive, folder, dice, bucket)
         try:
             truth = session.undisturbed()
             session.events.append(
