@@ -115,7 +115,7 @@ def round_trips(lines: list[str], latency: float) -> dict[str, float]:
 def compared(case: Mapping[str, Any], python: str) -> dict[str, Any]:
     """Figures of one case: medians of its rounds, in each of which we go three times.
 
-    pyNS takes much longer, so that one time says as much of it.
+    pyNS takes longer, so that one time says as much of it.
     """
     work = {name: case[name] for name in ("what", "names")}
     with tempfile.TemporaryDirectory() as folder:

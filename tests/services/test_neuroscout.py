@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 
 import pyarrow as pa
 import pytest
@@ -330,7 +331,10 @@ def test_no_events_are_no_rows():
             event(9, 1.0, "1"),
             r"expected a run_id that was asked for, got 9 - at \$\[1\]",
         ),
-        ({**event(1, 1.0, "1"), "predictor_id": 8}, "expected a predictor_id"),
+        (
+            {**event(1, 1.0, "1"), "predictor_id": 8},
+            r"expected a predictor_id that was asked for, got 8 - at \$\[1\]",
+        ),
         ({**event(1, 1.0, "1"), "onset": "soon"}, r"expected `float`.*\$\[1\].onset"),
         ({**event(1, 1.0, "1"), "value": 1}, r"expected `str`.*\$\[1\].value"),
         ({"onset": 1.0}, "missing required field"),
@@ -339,6 +343,16 @@ def test_no_events_are_no_rows():
 def test_an_event_that_is_not_what_was_asked_for_is_refused(wrong, message):
     with pytest.raises(asyncfetch.DecodeError, match=message):
         decode([event(1, 0.0, "1"), wrong])
+
+
+def test_an_error_tells_the_place_in_the_answer_and_not_in_its_slice():
+    wrong = {**event(1, 9.0, "1"), "predictor_id": 8}
+    text = json.dumps(
+        [*(event(1, float(n), "1") for n in range(5)), wrong], separators=(",", ":")
+    ).encode()
+    slices = [text[:300], text[300:]]
+    with pytest.raises(asyncfetch.DecodeError, match=r"\$\[5\]\.predictor_id"):
+        neuroscout._event_columns(slices, 7, timed=False, most=math.inf)
 
 
 def test_fields_of_a_later_server_are_noticed():
