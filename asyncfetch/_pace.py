@@ -9,6 +9,11 @@ of them, so its rate is the average in between; a window is not, but the rate be
 last step upward passed for a whole window. The rate stays a little below the larger of
 the two, and looks for more only after as many answers as pay for a rejection.
 
+*Lone 503.* Some hosts say 503 for their rate, others now and then for no reason. A few
+are hiccups: only that request waits. More of them are episodes, and the rate falls;
+a limit is silent well below what it let pass before, so when they come there too,
+again and again, they are not about the rate, which returns to several times of that.
+
 *Concurrency.* Little's law at the server: when answers take longer than they do with
 little in flight, requests queue there, and somebody else's page waits behind them. At
 twice that delay the number in flight shrinks; below one and a half it grows. The delay
@@ -46,13 +51,18 @@ USED_REMEMBERED = 0.98  # of one that has proved itself
 HOLD_REMEMBERED = 160  # accepted answers before steps upward from that one begin
 LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
-# A limit leaves a rate in peace that it granted. A lone 503 so few answers after the
-# last, at a rate that did not grow, is a doubt that it is about the rate, which shrinks
-# all the same; where less and less did not help, so many times, more is tried.
+TOLERANCE = 6.0  # lone 503 that are hiccups and no episode; an answer pays for
+PAID = 0.05  # so much of one.
+# A limit leaves a rate in peace that it granted. When an episode of so few rejections
+# begins while less is sent than this share of what passed before, that is a doubt that
+# 503 are about the rate. After more than so many in a row, more is tried.
+LONE = 2
+SHARE = 0.75
+DOUBTS = 2
+MORE = 4
+# From fewer answers than these little is believed: the rate shrinks to this at most.
 SOON = 40
 LESS = 0.7
-DOUBTS = 4
-MORE = 4
 # Logarithm of a delay over the calm one: above the first requests queue, below the
 # second they do not. Who demands a number gets the second pair: a busy client delays
 # its own answers, and that is no reason to give him less.
@@ -313,7 +323,8 @@ class Pace:
         # hiccups
         self._streak = 0
         self._hiccups = 0.0
-        self._tolerance = 2
+        self._tolerance = TOLERANCE
+        self._paid = PAID
         # the cycle since the last one
         self._recovered_at = -math.inf  # at first: when the first request left
         self._cycle = 0
@@ -333,10 +344,10 @@ class Pace:
         self._pressed = False
         self._climbed = False
         self._sure = 0
-        self._doubts = 0
-        self._stray = 0  # lone 503 in a row that a limit would not explain
+        self._doubts = 0  # lone 503 in a row that a limit would not explain
+        self._doubted = 0  # answers between them
         self._enough = DOUBTS
-        self._highest = 0.0
+        self._passed = 0.0  # requests per second at most, from one episode to the next
         if learned is not None and learned.rate is not None:
             self.granted = learned.rate
             self.rate = USED_REMEMBERED * learned.rate
@@ -426,7 +437,7 @@ class Pace:
         self._since += 1
         self._streak = 0
         if self._hiccups:
-            self._hiccups = max(0.0, self._hiccups - 0.05)
+            self._hiccups = max(0.0, self._hiccups - self._paid)
         if self.in_episode:
             if sent_at <= self._episode_at:
                 return  # it left before the rejection
@@ -465,7 +476,7 @@ class Pace:
             self._hiccups += 1
         else:
             if overload and self._hiccups:
-                self._tolerance = 0
+                self._tolerance, self._paid = 0.0, PAID
             self._begin(now, crowd, overload)
             wait = self._pause() if wait is None else wait
         if wait is not None:
@@ -487,7 +498,7 @@ class Pace:
         if self.granted is not None:
             self._back = min(FIRST_PAUSE, max(2 / self.rate, 0.05))
         self.flight.end_probes()
-        if not self._stray:  # what may not be about the rate is not about them either
+        if not self._doubts:  # what may not be about the rate is not about them either
             self.flight.rejected(crowd)
         self.flight.forget()
         self.in_episode = True
@@ -501,31 +512,17 @@ class Pace:
         average = max(self._marked, 0.5) / max(now - self._marked_at, 1e-3)
         seconds = now - self._recovered_at
         is_bound = self._idle > 2 + 0.1 * self._cycle or self._unused > 0.3 * seconds
-        is_lone = overload and self._burst == 1 and not self._looks
-        if self.granted and is_lone and not self._climbed and self._cycle < SOON:
-            self._stray += 1
-            self._highest = max(self._highest, min(self.rate, 1e6))
-            self.granted = max(average, LESS * self.granted)
-            if self._stray > self._enough:
-                self.granted = MORE * self._highest
-                self._tolerance, self._stray = 2, 0
-                self._enough *= 2
+        is_lone = overload and self._burst <= LONE
+        if not is_bound and self._is_refuted(now, is_lone):
+            self.granted, self._passed = MORE * self._passed, 0.0
             return
-        if self._cycle >= SOON:
-            self._enough = DOUBTS
-        self._stray = 0
-        if not overload or self._cycle < STEP / 2 or self._burst > 2:
-            self._highest = 0.0  # that was no chance
-            self._doubts = 0
-        else:
-            self._doubts += self.rate < 0.8 * self._highest
-            self._highest = max(self._highest, min(self.rate, 1e6))
+        if is_lone and not self._climbed and self._cycle < SOON:
+            # In doubt, less than a share of what passed would prove no more.
+            least = self._passed if self._doubts else 0.0
+            self.granted = max(average, LESS * max(self.granted or self.rate, least))
+            return
         if self.granted is None:
             self.granted = max(average, self.rate if is_bound else self._before)
-        elif self._doubts > 2:
-            # Far below what passed before, and still lone 503: not about the rate.
-            self.granted = self._highest
-            self._tolerance, self._doubts = 2, 0
         elif is_bound:
             self.granted = max(average, 0.95 * self.granted)  # others bound it
         elif self._climbed:
@@ -538,6 +535,24 @@ class Pace:
         self._bulk = max(STEP, self._bulk)
         # The wider what was used lay above what was granted, the larger the steps.
         self._step = min(0.1, max(0.01, (self.rate / self.granted - 1.3) / 5))
+
+    def _is_refuted(self, now: float, is_lone: bool) -> bool:
+        """Whether 503 come however little is sent, so that no limit explains them."""
+        seconds = max(now - self._episode_from, 1e-3)
+        if not is_lone or self._cycle + 1 >= SHARE * self._passed * seconds:
+            self._doubts = self._doubted = 0
+            self._passed = max(self._passed, (self._cycle - 1) / seconds)
+            return False
+        self._doubts += 1
+        self._doubted += self._cycle
+        if self._doubts <= self._enough:
+            return False
+        # Twice their share is paid for; a limit would reject far more from now on.
+        self._tolerance = 2 * TOLERANCE
+        self._paid = max(PAID, 2 * self._doubts / (self._doubts + self._doubted))
+        self._doubts = self._doubted = 0
+        self._enough += 1
+        return True
 
     def _recover(self, now: float, sent_at: float) -> None:
         self.in_episode = False

@@ -224,6 +224,7 @@ class Noisy:
     share: float
     status: int
     seed: int = 0
+    retry_after: float | None = None
     _random: random.Random | None = None
 
     def lasts(self, seconds: float) -> None:
@@ -235,7 +236,7 @@ class Noisy:
         if self._random is None:
             self._random = random.Random(self.seed)
         if self._random.random() < self.share:
-            return Verdict(status=self.status)
+            return Verdict(status=self.status, retry_after=self.retry_after)
         return self.inner.arrive(now)
 
     def ideal(self, seconds: float, delay: float) -> float:

@@ -188,22 +188,41 @@ def test_a_healthy_server_gets_all_that_somebody_asked_for():
 
 
 def test_stray_503_do_not_slow_a_client():
-    stray = Noisy(Workers(fixed(0.1), 64, bound=16), 0.01, 503)
-    assert simulate(stray, 120).goodput >= 0.8
+    server = Noisy(Workers(fixed(0.1), 64, bound=16), 0.01, 503)
+    assert simulate(server, 120).goodput >= 0.8
+
+
+def stray(share, seed, **how):
+    return Noisy(Workers(fixed(0.02), 64, bound=8), share, 503, seed=seed, **how)
 
 
 def test_many_stray_503_are_not_taken_for_a_limit():
     accepted = [
+        simulate(stray(0.08, seed), 120, most=8, seed=seed).accepted
+        for seed in range(9)
+    ]
+    assert min(accepted) >= 2000
+
+
+def test_stray_503_that_say_when_cost_little_more_than_the_time_they_say():
+    # Each twentieth answer says to wait for two seconds, each twentieth nothing more.
+    accepted = [
         simulate(
-            Noisy(Workers(fixed(0.02), 64, bound=8), 0.08, 503, seed=seed),
-            120,
+            Noisy(stray(0.05, seed, retry_after=2.0), 0.05, 503, seed=1000 + seed),
+            60,
             most=8,
             seed=seed,
         ).accepted
-        for seed in range(9)
+        for seed in range(40)
     ]
-    # Taken for a limit, they left 176 answers to two minutes.
-    assert statistics.median(accepted) >= 250
+    assert min(accepted) >= 60
+    assert statistics.median(accepted) >= 150
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_limit_that_says_503_is_not_taken_for_stray_ones(seed):
+    limit = Bucket(8, 20, status=503, says=True)
+    assert simulate(limit, 900, seed=seed).per_hundred <= 1.0
 
 
 @settings(max_examples=25)
