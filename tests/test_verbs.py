@@ -11,6 +11,7 @@ import pytest
 import asyncfetch
 from asyncfetch import _engine
 from asyncfetch.services import neuroscout
+from asyncfetch.services._table import to_pandas
 from asyncfetch.testing import Fault
 
 pytestmark = pytest.mark.anyio
@@ -48,6 +49,26 @@ async def test_integers_with_gaps_stay_integers_in_a_frame(api):
     assert frame["number"].isna().any()
     assert frame["number"].dtype == pd.Int64Dtype()
     assert frame["id"].dtype == "int64"
+
+
+def test_every_column_of_a_frame_can_be_written():
+    # Of one chunk without nulls, Arrow would lend its own memory.
+    table = pa.table(
+        {
+            "float": pa.array([0.0, 1.0]),
+            "integer": pa.array([0, 1]),
+            "local": pa.array([0, 1], pa.timestamp("us")),
+            "instant": pa.array([0, 1], pa.timestamp("us", "UTC")),
+            "text": pa.array(["0", "1"]),
+            "repeated": pa.array(["0", "1"]).dictionary_encode(),
+            "flag": pa.array([False, True]),
+        }
+    )
+    frame = to_pandas(table)
+    for name in frame:
+        frame.loc[0, name] = frame.loc[1, name]
+        assert frame[name].to_list() == [frame.loc[1, name]] * 2
+    assert table["float"].to_pylist() == [0.0, 1.0]
 
 
 async def test_an_id_gives_one_record_or_not_found(api):

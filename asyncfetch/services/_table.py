@@ -486,8 +486,11 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
         elif pa.types.is_dictionary(field.type):  # as pandas keeps it, by one copy
             columns[field.name] = values.cast(pa.large_string()).to_pandas()
         else:
-            columns[field.name] = values.to_pandas()
-    return pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
+            series = values.to_pandas()
+            # Of one chunk it may be a view of what Arrow holds, which nobody can write.
+            is_view = values.num_chunks == 1 and pa.types.is_primitive(field.type)
+            columns[field.name] = series.copy() if is_view else series
+    return pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows), copy=False)
 
 
 class Client:
