@@ -6,14 +6,14 @@ import argparse
 import importlib
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
+
+from benchmarks._taken import taking
 
 PACKAGES = ("asyncfetch", "aiohttp", "anyio", "pyarrow", "msgspec", "numpy", "pandas")
 
@@ -72,22 +72,9 @@ def main() -> None:
     module, _, name = sys.argv[1].partition(":")
     function: Callable[..., dict[str, float]]
     function = getattr(importlib.import_module(module), name)
-    cpu, wall = _cpu(), time.perf_counter()
+    taken = taking()
     counts = function(**arguments)
-    took = {
-        "wall": time.perf_counter() - wall,
-        "cpu": _cpu() - cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    print(json.dumps({**took, **counts}))
-
-
-def _cpu() -> float:
-    total = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        usage = resource.getrusage(who)
-        total += usage.ru_utime + usage.ru_stime
-    return total
+    print(json.dumps({**taken(), **counts}))
 
 
 if __name__ == "__main__":

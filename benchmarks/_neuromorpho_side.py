@@ -6,16 +6,15 @@ Reads its arguments as JSON from standard input; prints one JSON line.
 import contextlib
 import io
 import json
-import resource
 import sys
 import threading
-import time
 import warnings
 from typing import Any
 
 warnings.simplefilter("ignore")
 
 import requests  # type: ignore[import-untyped]  # noqa: E402
+from _taken import taking  # type: ignore[import-not-found]  # noqa: E402
 
 given = json.load(sys.stdin)
 asked = 0
@@ -33,12 +32,6 @@ def counted(self: Any, method: str, url: str, **kwargs: Any) -> Any:
 
 
 requests.Session.request = counted
-
-
-def cpu() -> float:
-    """Processor time of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def with_neuromorpholib() -> dict[str, Any]:
@@ -90,15 +83,13 @@ def told(records: list[Any], found: dict[int, int], failed: int) -> dict[str, An
 
 work = {"neuromorpholib": with_neuromorpholib, "navis": with_navis}[given["who"]]
 __import__(given["who"])  # imports are not counted
-before, started = cpu(), time.perf_counter()
+taken = taking()
 with contextlib.redirect_stdout(io.StringIO()):
     counts = work()
 print(
     json.dumps(
         {
-            "wall": time.perf_counter() - started,
-            "cpu": cpu() - before,
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **taken(),
             "requests": asked,
             **counts,
         }

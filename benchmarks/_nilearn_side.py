@@ -4,14 +4,13 @@ Reads its arguments as JSON from standard input; prints one JSON line.
 """
 
 import json
-import resource
 import sys
 import tempfile
-import time
 import warnings
 from pathlib import Path
 from urllib.parse import urljoin
 
+from _taken import taking  # type: ignore[import-not-found]
 from nilearn.datasets import neurovault  # type: ignore[import-not-found]
 
 given = json.load(sys.stdin)
@@ -25,14 +24,8 @@ for name, path in (
     setattr(neurovault, f"_NEUROVAULT_{name}_URL", urljoin(base, path))
 
 
-def cpu() -> float:
-    """Processor time of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 with tempfile.TemporaryDirectory() as folder:
-    before, started = cpu(), time.perf_counter()
+    taken = taking()
     neurovault.fetch_neurovault(
         max_images=None,
         collection_terms={},
@@ -41,14 +34,12 @@ with tempfile.TemporaryDirectory() as folder:
         data_dir=folder,
         verbose=0,
     )
-    took, used = time.perf_counter() - started, cpu() - before
+    found = taken()
     files = [path for path in Path(folder).rglob("*.nii.gz") if path.is_file()]
     print(
         json.dumps(
             {
-                "wall": took,
-                "cpu": used,
-                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                **found,
                 "files": len(files),
             }
         )

@@ -4,24 +4,17 @@ Reads its arguments as JSON from standard input; prints one JSON line.
 """
 
 import json
-import resource
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from _taken import taking  # type: ignore[import-not-found]
 from one.webclient import (  # type: ignore[import-not-found]
     AlyxClient,
     http_download_file_list,
 )
 
 given = json.load(sys.stdin)
-
-
-def cpu() -> float:
-    """Processor time of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +26,7 @@ with tempfile.TemporaryDirectory() as folder:
         silent=True,
         cache_rest=None,
     )
-    before, started = cpu(), time.perf_counter()
+    taken = taking()
     records = []
     if given["what"] == "files":
         records = one.rest("datasets", "list", limit=given["files"])
@@ -51,9 +44,7 @@ with tempfile.TemporaryDirectory() as folder:
     print(
         json.dumps(
             {
-                "wall": time.perf_counter() - started,
-                "cpu": cpu() - before,
-                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                **taken(),
                 "rows": len(found),
                 "distinct": len({str(one) for one in found}),
             }

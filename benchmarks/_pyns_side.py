@@ -4,9 +4,7 @@ Reads its arguments as JSON from standard input; prints one JSON line.
 """
 
 import json
-import resource
 import sys
-import time
 import warnings
 from typing import Any
 
@@ -15,6 +13,7 @@ warnings.simplefilter("ignore")
 import pyns.api  # type: ignore[import-not-found]  # noqa: E402
 import pyns.fetch_utils  # type: ignore[import-not-found]  # noqa: E402
 import requests  # type: ignore[import-untyped]  # noqa: E402
+from _taken import taking  # type: ignore[import-not-found]  # noqa: E402
 
 given = json.load(sys.stdin)
 pyns.api.API_BASE_URL = given["url"]
@@ -32,14 +31,8 @@ def counted(*args: Any, **kwargs: Any) -> Any:
 requests.Session.request = counted
 
 
-def cpu() -> float:
-    """Processor time of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
 api = pyns.Neuroscout()
-before, started = cpu(), time.perf_counter()
+taken = taking()
 scope = {"dataset_name": given["dataset"], "task_name": given["task"]}
 if given["what"] == "design":
     frame = pyns.fetch_utils.fetch_predictors(given["names"], api=api, **scope)
@@ -50,9 +43,7 @@ else:
 print(
     json.dumps(
         {
-            "wall": time.perf_counter() - started,
-            "cpu": cpu() - before,
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            **taken(),
             "rows": len(frame),
             "requests": asked,
             "round_trips": asked,
