@@ -250,6 +250,8 @@ class Planner:
         self._spool_dir = spool_dir
         self.took: deque[float] = deque(maxlen=100)
         """Seconds on the wire of the last questions."""
+        self.first: tuple[Request, Response] | None = None
+        """What an item asks, with the answer that is there already."""
 
     async def blocks(self, cursor: Json) -> AsyncGenerator[Block]:
         """Blocks of the plan, from the beginning or after one's cursor."""
@@ -294,6 +296,8 @@ class Planner:
                 return
             self.took.append(answer.on_wire)
             answers[place] = answer.value
+            if step.is_item and place == 0:
+                self.first = _kept(step.requests[0], answer.response)
 
         with _lone_error_as_itself():
             async with anyio.create_task_group() as group:
@@ -337,13 +341,13 @@ async def settled(
         impatient=True,  # a wrong URL or a server that is not there is said soon
         observe=observe,
     )
-    # The answer is the first item's as well, if it was small enough to be kept.
-    is_kept = isinstance(answer.response.body.data, bytes)
-    return replace(
-        plan,
-        source=answer.value,
-        first=(question, answer.response) if is_kept else None,
-    )
+    # The answer is the first item's as well.
+    return replace(plan, source=answer.value, first=_kept(question, answer.response))
+
+
+def _kept(request: Request, response: Response) -> tuple[Request, Response] | None:
+    """Both, if the answer was small enough to lie in memory."""
+    return (request, response) if isinstance(response.body.data, bytes) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,6 +359,8 @@ class Survey:
     """Requests that were needed to know."""
     lead: int
     """Of these, how many came before the first items were known."""
+    answered: int
+    """Items that need no request of their own."""
     seconds: float
     """What such a request takes on the wire, the median; 0 when none was needed."""
 
@@ -389,6 +395,7 @@ async def survey(
         items=journal.planned,
         requests=tally.requests,
         lead=lead,
+        answered=int(planner.first is not None and journal.planned > 0),
         seconds=median(planner.took) if planner.took else 0.0,
     )
 
@@ -779,14 +786,17 @@ class Run:
         self, planned: PlannedItem, partial: Partial | None = None, *, is_probe: bool
     ) -> Answer[Decoded]:
         item = planned.item
-        first = self._plan.first
+        first = self._plan.first or self._planner.first
         if first is not None and first[0] == item.request:
-            value = await self._plan.exchange.consume(
-                item.request,
-                first[1],
-                lambda chunks, response: self._decode(planned, chunks, response),
-            )
-            return Answer(value=value, response=first[1], attempts=1, elapsed=0.0)
+            self._planner.first = None
+            # What is odd in it is for the item to ask again.
+            with suppress(IntegrityError, DecodeError):
+                value = await self._plan.exchange.consume(
+                    item.request,
+                    first[1],
+                    lambda chunks, response: self._decode(planned, chunks, response),
+                )
+                return Answer(value=value, response=first[1], attempts=1, elapsed=0.0)
 
         async def ask(*, impatient: bool) -> Answer[Decoded]:
             return await self._plan.exchange.ask(

@@ -123,7 +123,7 @@ async def estimate(
         held, dest, plan.record(), plan.source.schema
     )
     basis, seen_bytes, expected_bytes = "the service's usual sizes", 0.0, 0.0
-    there = asked = listing = lead = 0
+    there = asked = listing = lead = answered = 0
     took: list[float] = []
     if ledger is not None:
         there = ledger.ended
@@ -146,7 +146,7 @@ async def estimate(
             limit=None if ledger is None else ledger.room,
         )
         asked = listing = found.requests
-        lead = found.lead
+        lead, answered = found.lead, found.answered
         took = [found.seconds] * bool(found.requests)
     if plan.first is not None:  # asked to know the columns, and an item all the same
         asked += 1
@@ -170,9 +170,10 @@ async def estimate(
     rate = gate["rate"] or None
     concurrency = 1 if chain else int(gate["concurrency"])
     answer = median(took) if took else 0.0
-    by_rate = seconds_by_rate(lead, listing - lead + left.count, rate, answer)
-    by_turns = seconds_by_turns(listing, left.count, concurrency, answer)
-    requests = listing + left.count
+    own = left.count - answered  # requests
+    by_rate = seconds_by_rate(lead, listing - lead + own, rate, answer)
+    by_turns = seconds_by_turns(listing, own, concurrency, answer)
+    requests = listing + own
     return Estimate(
         items=there + left.count,
         already_there=there,

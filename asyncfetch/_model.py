@@ -182,6 +182,8 @@ class Ask:
     requests: tuple[Request, ...]
     is_tolerant: bool = False
     """Whether a refusal is sent as an error in the place of its body, and goes on."""
+    is_item: bool = False
+    """Whether the first is what an item asks too, for which its answer is kept."""
 
 
 @dataclass(frozen=True, slots=True)

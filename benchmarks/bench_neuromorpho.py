@@ -47,7 +47,9 @@ def ours(url: str, what: str, species: str) -> dict[str, float]:
             base_url=url, limits=Limits(concurrency=CONNECTIONS)
         ) as api:
             table = api.traces if what == "traces" else api.neurons
-            async with table.stream(species=species, on_error="report") as stream:
+            # All of them is no filter here; neuromorpholib has to name one.
+            filters = {} if species == "*" else {"species": species}
+            async with table.stream(**filters, on_error="report") as stream:
                 frames = [
                     to_pandas(pa.Table.from_batches([batch])) async for batch in stream
                 ]

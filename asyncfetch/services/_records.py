@@ -45,8 +45,10 @@ class Pages:
     """A record with the types of the schema, where it needs a hand."""
 
     def enumerate(self, _cursor: Json) -> Enumeration:
-        """All pages at once; one question of a single record tells how many."""
-        first = yield from counted(self.listing, self.filters, self.census, 1)
+        """All pages at once; the first one tells how many."""
+        first = yield from counted(
+            self.listing, self.filters, self.census, is_item=True
+        )
         total, _ = paging(first)
         pages = math.ceil(total / PAGE)
         yield Block(tuple(self._item(page, pages, total) for page in range(pages)))

@@ -236,21 +236,30 @@ class Census:
 
 
 def counted(
-    listing: Listing, filters: Mapping[str, Any], census: Census | None, size: int
+    listing: Listing,
+    filters: Mapping[str, Any],
+    census: Census | None,
+    *,
+    is_item: bool,
 ) -> Generator[Ask, tuple[Any, ...] | None, Any]:
     """The first page of what matches; the whole index is counted beside it, once.
+
+    Parameters
+    ----------
+    is_item
+        Whether an item asks for that page.
 
     Raises
     ------
     ConfigurationError
         Nothing matches, or the query is refused, and the service lacks a field of it.
     """
-    requests = [listing.page(filters, 0, size)]
+    requests = [listing.page(filters, 0, PAGE)]
     counts = census is not None and (not filters or not census.is_taken)
     if counts and filters:
         requests.append(listing.page({}, 0, 1))
     try:
-        bodies = (yield Ask(tuple(requests))) or ()
+        bodies = (yield Ask(tuple(requests), is_item=is_item)) or ()
     except ResponseError as error:
         if error.status == 400:
             yield from listing.check_fields(filters)
@@ -364,7 +373,9 @@ class Walk:
         if self.known is not None and not turn:
             return _as_page(self.known, page)
         if not page and not turn:
-            return (yield from counted(NEURONS, self.filters, self.census, PAGE))
+            return (
+                yield from counted(NEURONS, self.filters, self.census, is_item=False)
+            )
         (body,) = (yield Ask((NEURONS.page(self.filters, page, PAGE),))) or ()
         return body
 

@@ -215,8 +215,8 @@ async def test_a_long_list_is_posted(archive, api):
 async def test_a_post_that_is_not_allowed_becomes_a_get_and_none_follows(archive, api):
     archive.script("/select", [Fault(status=405, body=b"{}")])
     many = ["Siegert", *(f"no such archive {n}" for n in range(400))]
-    found = await api.neurons.get(archive=many)
-    assert len(found) == 12
+    for _ in range(2):
+        assert len(await api.neurons.get(archive=many)) == 12
     methods = [one.method for one in archive.log if "/select" in one.target]
     assert methods == ["POST", "GET", "GET"]
 

@@ -314,7 +314,7 @@ async def test_neurons_that_slip_through_an_index_that_changes_are_read_again(
 async def test_what_is_complete_is_read_once(archive, api, tmp_path):
     await asyncfetch.download(api.neurons.plan(), tmp_path / "n")
     targets = [one.target for one in archive.log]
-    assert len(targets) == len(set(targets)) == 7
+    assert len(targets) == len(set(targets)) == 6
 
 
 @pytest.mark.usefixtures("small_pages")
