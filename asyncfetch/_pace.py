@@ -53,9 +53,10 @@ LOWEST = 1 / 600  # requests per second, below which nothing would be learned
 WINDOW = 8.0  # seconds: who rejects for longer after a burst counts in windows
 TOLERANCE = 6.0  # lone 503 that are hiccups and no episode; an answer pays for
 PAID = 0.05  # so much of one.
-# A limit leaves a rate in peace that it granted. When an episode of so few rejections
-# begins while less is sent than this share of what passed before, that is a doubt that
-# 503 are about the rate. After more than so many in a row, more is tried.
+# A limit leaves a rate in peace that it granted. When an episode begins while less is
+# sent than this share of what passed before, and the last one had no more rejections
+# than so many, it is a doubt that 503 are about the rate. After more than so many
+# doubts in a row, more is tried.
 LONE = 2
 SHARE = 0.75
 DOUBTS = 2
@@ -347,7 +348,7 @@ class Pace:
         self._doubts = 0  # lone 503 in a row that a limit would not explain
         self._doubted = 0  # answers between them
         self._enough = DOUBTS
-        self._passed = 0.0  # requests per second at most, from one episode to the next
+        self._passed = 0.0  # the most requests per second from one episode to the next
         if learned is not None and learned.rate is not None:
             self.granted = learned.rate
             self.rate = USED_REMEMBERED * learned.rate

@@ -76,7 +76,18 @@ def draw(drawings: Sequence[Drawing]) -> Any:
 
 
 def draw_on(axes: Any, drawing: Drawing) -> None:
-    """Draw the projections of one trace on *axes*: front, side and from above."""
+    """Draw the projections of one trace on *axes*: front, side and from above.
+
+    Raises
+    ------
+    ConfigurationError
+        *axes* are none.
+    """
+    if not hasattr(axes, "add_collection"):
+        raise ConfigurationError(
+            f"expected axes of matplotlib to draw on, got {axes!r}: a picture is "
+            "written by plot().savefig"
+        )
     place = {name: drawing.nodes[name].to_numpy() for name in ("x", "y", "z")}
     tree = _Tree.of(drawing.nodes)
     ball, radius = tree.soma, tree.radius[tree.soma]

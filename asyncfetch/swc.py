@@ -227,6 +227,11 @@ class Morphology:
         -------
         Figure or Axes
             What was drawn on. ``figure.savefig("trace.png")`` writes a picture.
+
+        Raises
+        ------
+        ConfigurationError
+            *ax* is something else, or matplotlib is not there.
         """
         from asyncfetch._plot import Drawing, draw, draw_on  # noqa: PLC0415
 

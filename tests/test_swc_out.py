@@ -159,6 +159,12 @@ def test_a_picture_has_three_projections_and_a_scale_bar(data, tmp_path):
     assert trace.plot(axes) is axes
 
 
+def test_a_picture_is_drawn_on_axes_alone():
+    trace = read_swc(BASE)
+    with pytest.raises(asyncfetch.ConfigurationError, match=r"got 'a.png': .*savefig"):
+        trace.plot("a.png")
+
+
 def test_projections_are_to_one_scale_and_apart():
     pytest.importorskip("matplotlib")
     (axes,) = read_swc(_traces.cng(0, 5, "x")).plot().figure.axes
