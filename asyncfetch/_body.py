@@ -10,12 +10,12 @@ media need a second answer with the same bytes (see :attr:`Body.proof`).
 from __future__ import annotations
 
 import enum
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from zlib_ng import zlib_ng
 
 from asyncfetch.errors import IntegrityError, ResponseError
 
@@ -146,7 +146,7 @@ class Body:
                     if stream.eof:  # another member may follow (RFC 1952, 2.2)
                         rest = stream.unused_data
                         stream = None
-        except zlib.error as error:
+        except zlib_ng.error as error:  # type: ignore[misc]  # its stub says instance
             raise IntegrityError(
                 f"expected a {self.encoding} stream, got a damaged one: {error}"
             ) from error
@@ -156,14 +156,15 @@ class Body:
                 f"{self.size} bytes"
             )
 
-    def _decompressor(self, start: bytes) -> zlib._Decompress:
+    def _decompressor(self, start: bytes) -> zlib_ng._Decompress:
         # "deflate" is zlib's format (RFC 9110, 8.4.1.2); some send it without its
         # header, whose first two bytes are a multiple of 31 (RFC 1950, 2.2).
         if self.codings == ("deflate",) and not start.startswith(b"\x1f\x8b"):
             head = int.from_bytes(start[:2], "big")
-            if start[0] & 0x0F != zlib.DEFLATED or head % 31:
-                return zlib.decompressobj(-zlib.MAX_WBITS)
-        return zlib.decompressobj(32 + zlib.MAX_WBITS)  # 32: gzip's header or zlib's
+            if start[0] & 0x0F != zlib_ng.DEFLATED or head % 31:
+                return zlib_ng.decompressobj(-zlib_ng.MAX_WBITS)
+        # 32: gzip's header or zlib's
+        return zlib_ng.decompressobj(32 + zlib_ng.MAX_WBITS)
 
 
 def prove(chunks: Iterable[bytes], media: str, url: str) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ import zlib
 
 import msgspec
 import pytest
+from zlib_ng import zlib_ng
 
 import asyncfetch
 from asyncfetch import _body, testing
@@ -243,7 +244,7 @@ class Inflating:
 
     def __init__(self, monkeypatch):
         self.counts = {}
-        real = zlib.decompressobj
+        real = zlib_ng.decompressobj
         counts = self.counts
 
         class Counted:
@@ -260,7 +261,7 @@ class Inflating:
             def __getattr__(self, name):
                 return getattr(self.stream, name)
 
-        monkeypatch.setattr(_body.zlib, "decompressobj", Counted)
+        monkeypatch.setattr(_body.zlib_ng, "decompressobj", Counted)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "raw deflate"])

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import re
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from zlib_ng import zlib_ng
 
 from asyncfetch import _engine
 from asyncfetch._decode import batch_of, document, whole
@@ -329,13 +329,13 @@ def _inflated(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
                 if stream is None:
                     if not is_first and not rest.strip(b"\0"):
                         break  # padding behind the end
-                    stream = zlib.decompressobj(wbits=31)
+                    stream = zlib_ng.decompressobj(wbits=31)
                     is_first = False
                 yield stream.decompress(rest, _PIECE)
                 rest = stream.unconsumed_tail
                 if stream.eof:
                     rest, stream = stream.unused_data, None
-    except zlib.error as error:
+    except zlib_ng.error as error:  # type: ignore[misc]  # its stub says instance
         raise DecodeError(
             f"expected a gzip file, got another, or a damaged one, for {name}: {error}",
             code="not-gzip",
