@@ -7,9 +7,12 @@ import anyio
 import pandas as pd
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import asyncfetch
 from asyncfetch import _engine
+from asyncfetch._decode import repeated
 from asyncfetch.services import neuroscout
 from asyncfetch.services._table import to_pandas
 from asyncfetch.testing import Fault
@@ -69,6 +72,50 @@ def test_every_column_of_a_frame_can_be_written():
         frame.loc[0, name] = frame.loc[1, name]
         assert frame[name].to_list() == [frame.loc[1, name]] * 2
     assert table["float"].to_pylist() == [0.0, 1.0]
+
+
+@given(
+    chunks=st.lists(
+        st.tuples(
+            st.lists(
+                st.tuples(st.sampled_from(["a", "b", None]), st.integers(1, 3000))
+            ),
+            st.integers(0, 300),
+        ),
+        min_size=1,
+    )
+)
+def test_repeated_text_of_any_runs_is_that_text(chunks):
+    made = []
+    for runs, skipped in chunks:
+        texts = [text for text, rows in runs for _ in range(rows)]
+        made.append(pa.array(texts, pa.string()).dictionary_encode()[skipped:])
+    column = pa.chunked_array(made, pa.dictionary(pa.int32(), pa.string()))
+    frame = to_pandas(pa.table({"text": column}))
+    assert frame["text"].dtype == pd.Series(["a"]).dtype
+    got = [None if pd.isna(one) else one for one in frame["text"]]
+    assert got == column.to_pylist()
+
+
+def test_text_that_repeats_itself_is_in_memory_once():
+    rows = 100_000
+    column = repeated(["a subject", "another one"] * 5, [rows // 10] * 10)
+    before = pa.total_allocated_bytes()
+    frame = to_pandas(pa.table({"text": column}))
+    assert pa.total_allocated_bytes() - before < rows
+    assert frame["text"].value_counts().to_list() == [rows // 2, rows // 2]
+
+
+@given(
+    st.lists(st.lists(st.none() | st.integers(-(2**31), 2**31 - 1))),
+    st.sampled_from([pa.int32(), pa.int64()]),
+)
+def test_integers_of_a_frame_are_those_of_the_table(chunks, kind):
+    column = pa.chunked_array([pa.array(one, kind) for one in chunks], kind)
+    frame = to_pandas(pa.table({"number": column}))
+    assert frame["number"].dtype == f"Int{kind.bit_width}"
+    got = [None if one is pd.NA else one for one in frame["number"]]
+    assert got == column.to_pylist()
 
 
 async def test_an_id_gives_one_record_or_not_found(api):

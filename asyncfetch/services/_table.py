@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self, overload
 
+import numpy as np
 import pandas as pd  # here, because pyarrow would import it later, inside the loop
 import pyarrow as pa
 
@@ -40,6 +41,9 @@ from asyncfetch._threads import in_thread
 from asyncfetch.errors import ConfigurationError, NotFound
 
 OutputType = Literal["json", "df", "arrow"]
+
+# Rows of one text in a chunk of a DataFrame's column: on average at least, and most.
+_FEWEST_ROWS, _MOST_ROWS = 256, 1024
 
 
 def column(
@@ -481,16 +485,66 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
                 dtype=object,
             )
         elif pa.types.is_integer(field.type) and field.nullable:
-            dtype = {32: pd.Int32Dtype(), 64: pd.Int64Dtype()}[field.type.bit_width]
-            columns[field.name] = values.to_pandas(types_mapper=lambda _: dtype)  # noqa: B023
-        elif pa.types.is_dictionary(field.type):  # as pandas keeps it, by one copy
-            columns[field.name] = values.cast(pa.large_string()).to_pandas()
+            columns[field.name] = _nullable_integers(values)
+        elif pa.types.is_dictionary(field.type):
+            columns[field.name] = _plain_text(values).to_pandas()
         else:
             series = values.to_pandas()
             # Of one chunk it may be a view of what Arrow holds, which nobody can write.
             is_view = values.num_chunks == 1 and pa.types.is_primitive(field.type)
             columns[field.name] = series.copy() if is_view else series
     return pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows), copy=False)
+
+
+def _nullable_integers(values: pa.ChunkedArray) -> pd.Series:
+    """Whole numbers of which some may be missing, by one copy."""
+    kind = values.type.to_pandas_dtype()
+    if values.null_count == len(values):  # nothing to copy, and zeros take no memory
+        numbers, is_missing = np.zeros(len(values), kind), np.ones(len(values), bool)
+    else:
+        numbers, is_missing = np.empty(len(values), kind), np.zeros(len(values), bool)
+        start = 0
+        for chunk in values.chunks:
+            end = start + len(chunk)
+            numbers[start:end] = chunk.fill_null(0)
+            if chunk.null_count:
+                is_missing[start:end] = chunk.is_null()
+            start = end
+    return pd.Series(pd.arrays.IntegerArray(numbers, is_missing), copy=False)
+
+
+def _plain_text(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Repeated text as pandas keeps text, without a copy of it for every row.
+
+    Rows that follow each other with the same text are chunks of their own, and the
+    chunks of a text share its memory. Short runs are not worth that.
+    """
+    runs = [run for chunk in values.chunks for run in _runs(chunk)]
+    if len(runs) > len(values) // _FEWEST_ROWS:
+        return values.cast(pa.large_string())
+    longest: dict[str | None, int] = {}
+    for text, rows in runs:
+        longest[text] = max(longest.get(text, 0), min(rows, _MOST_ROWS))
+    shared = {
+        text: pa.repeat(pa.scalar(text, pa.large_string()), rows)
+        for text, rows in longest.items()
+    }
+    parts = [
+        shared[text].slice(0, min(_MOST_ROWS, rows - start))
+        for text, rows in runs
+        for start in range(0, rows, _MOST_ROWS)
+    ]
+    return pa.chunked_array(parts, pa.large_string())
+
+
+def _runs(column: pa.DictionaryArray) -> Iterator[tuple[str | None, int]]:
+    """Each text and the number of rows that have it one after the other."""
+    places = column.indices.fill_null(-1).to_numpy()
+    starts = np.flatnonzero(np.diff(places, prepend=places[:1] - 1))
+    texts = [*column.dictionary.to_pylist(), None]  # at -1
+    counts = np.diff(starts, append=len(places))
+    for place, rows in zip(places[starts].tolist(), counts.tolist(), strict=True):
+        yield texts[place], rows
 
 
 class Client:
