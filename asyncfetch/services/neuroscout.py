@@ -9,6 +9,7 @@ because the server keeps answers by the text of their query.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -856,7 +857,7 @@ class _Columns:
     run_id: np.ndarray
     value: pa.Array
     stimulus: list[pa.Array]
-    """Its id, and with timing its onset, duration and path."""
+    """Its id, and with timing its onset, duration and path; null if there are none."""
     has_unknown: bool
     """Whether there were fields that this version does not know."""
 
@@ -881,45 +882,59 @@ def _event_columns(
     """
     has_unknown = False
     count = 0
-    onset, run = [], []
+    # They grow in place, and nothing reads a list of numbers in less time than struct.
+    onset, run = bytearray(), bytearray()
     duration: list[pa.Array] = []
     value: list[pa.Array] = []
     names = list(_STIMULUS) if timed else ["stimulus_id"]
     stimulus: dict[str, list[pa.Array]] = {name: [] for name in names}
     for events in arrays(chunks, _TIMED_EVENTS_OF if timed else _EVENTS_OF):
-        count += len(events)
+        rows = len(events)
+        count += rows
         if count > most:  # they are only counted: the answer must be whole
             continue
         has_unknown |= bool(events) and type(events[0]) in (_AnyEvent, _AnyTimedEvent)
         # A comprehension reads an attribute in less time than map() does.
-        onset.append(np.array([event.onset for event in events], np.float64))
         ids = [event.predictor_id for event in events]
-        if ids.count(predictor) < len(ids):
+        if ids.count(predictor) < rows:
             wrong = next(n for n, one in enumerate(ids) if one != predictor)
-            raise _not_asked("predictor_id", ids[wrong], count - len(ids) + wrong)
+            raise _not_asked("predictor_id", ids[wrong], count - rows + wrong)
+        onset += struct.pack(f"{rows}d", *[event.onset for event in events])
         runs = [event.run_id for event in events]
-        run.append(np.fromiter(runs, np.int64, len(runs)))
+        try:
+            run += struct.pack(f"{rows}q", *runs)
+        except struct.error:  # no such run was asked for
+            wrong = next(n for n, one in enumerate(runs) if one.bit_length() > 63)
+            raise _not_asked("run_id", runs[wrong], count - rows + wrong) from None
         value.append(pa.array([event.value for event in events], pa.string()))
         duration.append(pa.array([event.duration for event in events], pa.float64()))
         sent = {"stimulus_id": [event.stimulus_id for event in events]}
         if timed:
             sent |= {name: list(map(attrgetter(name), events)) for name in names[1:]}
         for name, values in sent.items():
-            kind = _STIMULUS[name]
-            is_there = values.count(None) < len(values)  # an id nearly never
-            stimulus[name].append(
-                pa.array(values, kind) if is_there else pa.nulls(len(values), kind)
-            )
+            is_there = values.count(None) < rows  # an id nearly never
+            kind = _STIMULUS[name] if is_there else pa.null()
+            stimulus[name].append(pa.array(values, kind))
     if count > most:
         return count
     return _Columns(
-        onset=np.concatenate(onset),
-        duration=pa.concat_arrays(duration),
-        run_id=np.concatenate(run),
-        value=pa.concat_arrays(value),
-        stimulus=[pa.concat_arrays(parts) for parts in stimulus.values()],
+        onset=np.frombuffer(onset, np.float64),
+        duration=_joined(duration, pa.float64()),
+        run_id=np.frombuffer(run, np.int64),
+        value=_joined(value, pa.string()),
+        stimulus=[_joined(parts, _STIMULUS[name]) for name, parts in stimulus.items()],
         has_unknown=has_unknown,
     )
+
+
+def _joined(parts: list[pa.Array], kind: pa.DataType) -> pa.Array:
+    """One array of *parts*, which are let go: the next may take their memory."""
+    if any(part.type == kind for part in parts):
+        joined = pa.concat_arrays([part.cast(kind) for part in parts])
+    else:
+        joined = pa.nulls(sum(map(len, parts)))
+    parts.clear()
+    return joined
 
 
 def _not_asked(what: str, got: int, place: int) -> DecodeError:
@@ -966,7 +981,10 @@ def _event_batch(
             amplitudes(value),
             text.column(7),
             text.column(6),
-            *(one.take(rows) for one in columns.stimulus),
+            *(
+                one.take(rows) if one.type != pa.null() else one.cast(kind)
+                for one, kind in zip(columns.stimulus, _STIMULUS.values(), strict=False)
+            ),
         ],
         names=_TIMED_EVENTS.names[: len(_EVENTS) + len(columns.stimulus) - 1],
     )

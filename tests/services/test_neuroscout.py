@@ -332,6 +332,10 @@ def test_no_events_are_no_rows():
             r"expected a run_id that was asked for, got 9 - at \$\[1\]",
         ),
         (
+            event(2**64, 1.0, "1"),
+            r"expected a run_id that was asked for, got 18446744073709551616 - at",
+        ),
+        (
             {**event(1, 1.0, "1"), "predictor_id": 8},
             r"expected a predictor_id that was asked for, got 8 - at \$\[1\]",
         ),
