@@ -438,10 +438,12 @@ class Run:
         self._planner = Planner(plan, observe=observe, spool_dir=spool_dir)
         self._error: BaseException | None = None
         self._scope = anyio.CancelScope()
+        self._group: TaskGroup
         self.draining = False
         # One item ahead for each worker keeps them busy; results queue no further.
         slots = plan.exchange.gate.concurrency
         spare = SPARE_WORKERS
+        self._working = 0  # workers there are: no more than there were items at once
         self._performing = 0
         self._together: Together | None = None
         if isinstance(plan.source, BulkSource) and not as_records:
@@ -485,11 +487,8 @@ class Run:
         async with self._report:
             try:
                 with self._scope:
-                    async with anyio.create_task_group() as group:
-                        group.start_soon(self._feed)
-                        for _ in range(self.workers):
-                            group.start_soon(self._work, self._take.clone())
-                        self._take.close()
+                    async with anyio.create_task_group() as self._group:
+                        await self._feed()
             except Exception as error:  # noqa: BLE001 - raised by the consumer
                 self._error = _alone(error)
 
@@ -504,7 +503,7 @@ class Run:
             raise self._error
 
     async def _feed(self) -> None:
-        async with self._give:
+        async with self._give, self._take:
             self._observe(
                 Planned(
                     items=self._journal.planned,
@@ -590,6 +589,9 @@ class Run:
 
     async def _feed_one(self, item: PlannedItem) -> None:
         self._outstanding += 1
+        if self._working < min(self._outstanding, self.workers):
+            self._working += 1
+            self._group.start_soon(self._work, self._take.clone())
         await _send(self._give, item)
 
     async def _work(self, todo: MemoryObjectReceiveStream[PlannedItem]) -> None:
