@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -45,6 +47,20 @@ def _one(target: str, arguments: Mapping[str, Any]) -> dict[str, float]:
         raise SystemExit(f"{target} ended with {ended.returncode}")
     found: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
     return found
+
+
+@contextlib.contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """Processes started meanwhile share one CPU, where the system can do that."""
+    if sys.platform != "linux":
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def asked_for(description: str) -> argparse.ArgumentParser:
