@@ -38,6 +38,7 @@ from asyncfetch._store import (
     Staging,
     crash_point,
     link_or_rename,
+    sync_all,
     sync_file,
     sync_folder,
 )
@@ -263,6 +264,7 @@ class Files:
             Another run took over, or something came to lie in the way meanwhile.
         """
         staged: list[tuple[Path, Kept]] = []
+        written: list[Path] = []
         lines: list[str] = []
         with self._staging.fenced():
             for result in results:
@@ -274,11 +276,16 @@ class Files:
                     self._staging.take_away(home)
                     continue
                 source = self._staging.path(f"file-{self._batches}-{len(staged)}")
-                self._stage(kept, source)
+                if isinstance(kept.data, Path):  # its bytes are on the disk already
+                    self._name_again(kept.data, source)
+                else:
+                    source.write_bytes(kept.data)
+                    written.append(source)
                 staged.append((source, kept))
                 lines.append(_line_of(result, kept).to_json())
             if not staged:
                 return
+            sync_all(sync_file, written)
             crash_point("file-staged")
             name = f"{PARTIAL}/{self._staging.run}-{self._batches:05d}.files"
             text = "".join(f"{line}\n" for line in lines)
@@ -299,21 +306,14 @@ class Files:
                 self._staging.take_away(note_of(kept.data))
 
     @staticmethod
-    def _stage(kept: Kept, source: Path) -> None:
-        if isinstance(kept.data, Path):
-            # A second name: should a kill follow, the first one still leads to it.
-            # Its bytes are on the disk already.
-            try:
-                os.link(kept.data, source)
-            except FileNotFoundError:
-                raise
-            except OSError:  # no hard links here
-                kept.data.rename(source)
-        else:
-            with source.open("wb") as file:  # once: it may take longer than to write
-                file.write(kept.data)
-                file.flush()
-                os.fsync(file.fileno())
+    def _name_again(path: Path, source: Path) -> None:
+        """Give a second name: should a kill follow, the first one still leads to it."""
+        try:
+            os.link(path, source)
+        except FileNotFoundError:
+            raise
+        except OSError:  # no hard links here
+            path.rename(source)
 
     def _put(self, source: Path, path: str, folders: _Folders) -> None:
         target = self.root / path
@@ -468,8 +468,7 @@ class _Folders:
 
     def sync(self) -> None:
         """Flush the new names to the disk."""
-        for folder in self._changed:
-            sync_folder(folder)
+        sync_all(sync_folder, map(Path, self._changed))
 
 
 def lstat_inside(

@@ -7,6 +7,9 @@ index. Both ask the same embedded archive; at scale 13 it has about as many data
 the public server. For each file ONE loads the certificates of the system anew, which
 takes more than the file: over https always, as the public server is, and over http,
 as here, from Python 3.12 on. So PYTHON should be one of these.
+
+Let a minute pass after whatever has removed thousands of files, such as another run of
+this: ext4 takes five times as long to make one until then (0.4 ms, 0.07 ms).
 """
 
 from __future__ import annotations
