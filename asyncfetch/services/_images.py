@@ -22,11 +22,15 @@ _SINGULAR = {
 
 
 def installed(dataset_dir: Path, preproc_address: str, *, no_get: bool) -> Path:
-    """The folder of preprocessed files, its data set installed if it is not. Blocks."""
-    if not no_get:
-        datalad = optional("datalad.api", "installing a data set", extra="bids")
-        if not dataset_dir.exists():
-            datalad.install(source=preproc_address, path=str(dataset_dir))
+    """The folder of preprocessed files, its data set installed if it is not. Blocks.
+
+    Raises
+    ------
+    TransportError
+        DataLad could not; the message has its reason.
+    """
+    if not no_get and not dataset_dir.exists():
+        _datalad("install", source=preproc_address, path=str(dataset_dir))
     found = next(
         (
             (dataset_dir / name).absolute()
@@ -36,7 +40,8 @@ def installed(dataset_dir: Path, preproc_address: str, *, no_get: bool) -> Path:
         dataset_dir,
     )
     if not no_get:
-        datalad.get(str(found / "dataset_description.json"), dataset=str(dataset_dir))
+        description = str(found / "dataset_description.json")
+        _datalad("get", description, dataset=str(dataset_dir))
     return found
 
 
@@ -57,16 +62,20 @@ def paths_in(
             f"expected each entity once, got {', '.join(sorted(entities))}"
         )
     layout = bids.BIDSLayout(
-        str(preproc_dir), derivatives=str(preproc_dir), index_metadata=False
+        str(preproc_dir),
+        derivatives=str(preproc_dir),
+        indexer=bids.BIDSLayoutIndexer(index_metadata=False),
     )
     wanted = [{"desc": "preproc", "suffix": "bold"}]
     if fetch_brain_mask:
         wanted.append({"datatype": "func", "suffix": "mask"})
-    found = [
-        Path(one.path)
+    # The folder is a data set and its own derivative, so each image is there twice.
+    images = [
+        one.path
         for kind in wanted
         for one in layout.get(extension=".nii.gz", **kind, **chosen)
     ]
+    found = [Path(one) for one in dict.fromkeys(images)]
     if not found:
         said = ", ".join(f"{name}={value}" for name, value in chosen.items())
         raise NotFound(f"no preprocessed image in {preproc_dir} with {said or 'any'}")
@@ -81,14 +90,21 @@ def fetch(paths: list[Path], dataset_dir: Path, jobs: int | str) -> None:
     TransportError
         DataLad could not; the message has its reason.
     """
-    datalad = optional("datalad.api", "fetching images", extra="bids")
+    _datalad("get", [str(one) for one in paths], dataset=str(dataset_dir), jobs=jobs)
+
+
+def _datalad(command: str, *arguments: Any, **options: Any) -> None:
+    datalad = optional("datalad.api", "images of data sets", extra="bids")
     try:
-        datalad.get([str(one) for one in paths], dataset=str(dataset_dir), jobs=jobs)
+        getattr(datalad, command)(*arguments, result_renderer="disabled", **options)
     except Exception as error:
         failed = getattr(error, "failed", None)
         if not failed:
             raise
         reason = failed[0].get("message") or "no reason given"
+        if isinstance(reason, tuple):  # a text and what belongs into it
+            reason = reason[0] % reason[1:]
         raise TransportError(
-            f"DataLad could not get {failed[0].get('path', dataset_dir)}: {reason}"
+            f"DataLad could not {command} {failed[0].get('path')}: "
+            + " ".join(str(reason).split())
         ) from error

@@ -1,6 +1,10 @@
 """Images of data sets: DataLad and pybids do it, where they are installed."""
 
 import importlib.util
+import json
+import os
+import shutil
+import sys
 from types import SimpleNamespace
 
 import anyio
@@ -9,6 +13,7 @@ import pytest
 import asyncfetch
 from asyncfetch import testing
 from asyncfetch.services import _images
+from tests.conftest import look
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +32,7 @@ def libraries(monkeypatch, tmp_path):
     """DataLad and pybids, played: one folder with one image and one mask."""
     calls = []
 
-    def install(*, source, path):
+    def install(*, source, path, **_):
         calls.append(("install", source))
         (tmp_path / "Life" / "fmriprep").mkdir(parents=True)
 
@@ -43,7 +48,8 @@ def libraries(monkeypatch, tmp_path):
     played = {
         "datalad.api": SimpleNamespace(install=install, get=get),
         "bids.layout": SimpleNamespace(
-            BIDSLayout=lambda *_, **__: SimpleNamespace(get=query)
+            BIDSLayout=lambda *_, **__: SimpleNamespace(get=query),
+            BIDSLayoutIndexer=lambda **_: None,
         ),
     }
     monkeypatch.setattr(_images, "optional", lambda name, *_, **__: played[name])
@@ -85,13 +91,106 @@ async def test_nothing_is_got_without_need(api, libraries, tmp_path):
 async def test_a_failure_of_datalad_says_its_reason(api, libraries, monkeypatch):
     def get(*_, **__):
         error = RuntimeError("incomplete")
-        error.failed = [{"path": "/x", "message": "no space"}]
+        error.failed = [{"path": "/x", "message": ("no space on\n%s", "/x")}]
         raise error
 
     played = SimpleNamespace(get=get)
     monkeypatch.setattr(_images, "optional", lambda *_, **__: played)
-    with pytest.raises(asyncfetch.TransportError, match="get /x: no space"):
+    with pytest.raises(asyncfetch.TransportError, match="get /x: no space on /x"):
         _images.fetch([], "x", 1)
+
+
+NAME = "sub-{}_task-MerlinMovie_space-MNI152NLin2009cAsym_desc-{}.nii.gz"
+
+
+def preprocess(folder):
+    """What fMRIPrep leaves of two subjects, with few bytes in each image."""
+    folder.mkdir(parents=True)
+    about = {"Name": "x", "BIDSVersion": "1.6.0", "DatasetType": "derivative"}
+    about["GeneratedBy"] = [{"Name": "fMRIPrep"}]
+    (folder / "dataset_description.json").write_text(json.dumps(about))
+    for subject in ("19", "20"):
+        func = folder / f"sub-{subject}" / "func"
+        func.mkdir(parents=True)
+        for kind in ("preproc_bold", "brain_mask"):
+            (func / NAME.format(subject, kind)).write_bytes(f"{subject}{kind}".encode())
+
+
+async def test_pybids_finds_each_image_once(api, tmp_path):
+    pytest.importorskip("bids")
+    await look(lambda: preprocess(tmp_path / "fmriprep"))
+    found = await api.get_paths(
+        tmp_path / "fmriprep",
+        fetch_brain_mask=True,
+        subjects=["19"],
+        tasks="MerlinMovie",
+    )
+    assert [one.name for one in found] == [
+        NAME.format("19", "preproc_bold"),
+        NAME.format("19", "brain_mask"),
+    ]
+    assert len(await api.get_paths(tmp_path / "fmriprep")) == 2
+    with pytest.raises(asyncfetch.NotFound, match="no preprocessed image"):
+        await api.get_paths(tmp_path / "fmriprep", subject="21")
+
+
+# Not here: DataLad leaves files open, and a warning of that is an error.
+REAL = """
+import sys
+import anyio, asyncfetch, datalad.api
+from pathlib import Path
+from asyncfetch import testing
+from tests.services.test_neuroscout_images import NAME, preprocess
+
+async def main(place):
+    source = str(place / "source")
+    quiet = {"result_renderer": "disabled"}
+    datalad.api.create(path=source, **quiet)
+    preprocess(place / "source" / "fmriprep")
+    datalad.api.save(dataset=source, **quiet)
+    (place / "data").mkdir()
+    async with (
+        testing.serve(scale=0.05) as archive,
+        asyncfetch.Neuroscout(base_url=archive.neuroscout) as api,
+    ):
+        folder, paths = await api.fetch_images(
+            "SherlockMerlin", place / "data", preproc_address=source, subject="19",
+            fetch_brain_mask=True,
+        )
+        assert folder == place / "data/SherlockMerlin/fmriprep"
+        found = [one.read_bytes() for one in paths]
+        assert found == [b"19preproc_bold", b"19brain_mask"]
+        other = folder / "sub-20/func" / NAME.format("20", "preproc_bold")
+        assert other.is_symlink() and not other.exists()  # not asked for
+        try:
+            nowhere = str(place / "nowhere")
+            await api.fetch_images("Life", place / "data", preproc_address=nowhere)
+        except asyncfetch.TransportError as error:
+            assert "could not install" in str(error) and "nowhere" in str(error)
+        else:
+            raise AssertionError("nothing was said")
+
+anyio.run(main, Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("datalad") is None or shutil.which("git-annex") is None,
+    reason="needs DataLad and git-annex",
+)
+async def test_datalad_installs_and_gets(tmp_path):
+    names = {
+        f"GIT_{role}_{what}": "test@example.com"
+        for role in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
+    ended = await anyio.run_process(
+        [sys.executable, "-c", REAL, str(tmp_path)],
+        env={**os.environ, **names},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert ended.stdout == b""
 
 
 @pytest.mark.skipif(
