@@ -43,6 +43,12 @@ from asyncfetch.errors import (
 MEMORY_LIMIT = 8 << 20  # a body larger than this goes on in a file
 CONNECT_TIMEOUT = 15.0
 SLOWEST = 1024.0  # bytes per second, over one time-out
+MOST_REDIRECTS = 10  # as many as aiohttp follows
+
+READS = frozenset({"GET", "HEAD"})
+# Redirects that say what is to be sent, whatever was sent before (RFC 9110, 15.4): a
+# GET, and twice the same again. After 301 and 302 some send a GET in place of a POST.
+_SEE_OTHER, *_SAME_AGAIN = 303, 307, 308
 
 # aiohttp's errors, most special first, and what each means for the caller.
 ERRORS: tuple[tuple[type[BaseException], type[AsyncfetchError], str], ...] = (
@@ -146,8 +152,8 @@ class Transport:
         *deadline* is what it may take in all, in seconds from now.
 
         *credentials* join every request to the origin, redirects on it included, and
-        none to elsewhere. Only a read follows redirects: what is written goes where it
-        was meant to go.
+        none to elsewhere. A read follows all redirects, what is written 303, 307 and
+        308; others are its answer.
 
         *hops* sees every request that leaves for it: itself, its redirects, and a
         resend on a fresh connection.
@@ -157,9 +163,53 @@ class Transport:
         TransportError, IntegrityError
             Nothing came, or not all of it. Cancelling closes the connection.
         """
+        ends = time.monotonic() + deadline
+        for _ in range(MOST_REDIRECTS):
+            response = await self._send(
+                method,
+                url,
+                headers=headers,
+                credentials=credentials,
+                body=body,
+                spool_dir=spool_dir,
+                hops=hops,
+                deadline=ends - time.monotonic(),
+                partial=partial,
+            )
+            place = response.headers.get("Location")
+            is_told = response.status in {_SEE_OTHER, *_SAME_AGAIN}
+            if method in READS or not is_told or place is None:
+                return response
+            await discard(response.body)
+            url = str(URL(url, encoded=True).join(URL(place, encoded=True)))
+            if response.status == _SEE_OTHER:
+                method, body = "GET", None
+                headers = {
+                    name: value
+                    for name, value in headers.items()
+                    if name.lower() != "content-type"
+                }
+        raise ResponseError(
+            f"redirected too often: {method} {URL(url, encoded=True).with_user(None)}",
+            status=response.status,
+        )
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        credentials: Credentials | None,
+        body: str | bytes | tuple[Part, ...] | None,
+        spool_dir: Path | None,
+        hops: Hops,
+        deadline: float,
+        partial: Partial | None,
+    ) -> Response:
         session = self._opened() or await self._open()
         target = URL(url, encoded=True)
-        is_read = method in {"GET", "HEAD"}
+        is_read = method in READS
         _sending.set(_Sending(hops, credentials, may_repeat=is_read))
         received: Body | None = None
         form = _Form(body) if isinstance(body, tuple) else None

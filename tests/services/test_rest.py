@@ -189,6 +189,55 @@ async def test_paths_and_bytes_are_files_too(wire, tmp_path):
     ]
 
 
+def moved(status, place="/new?x=%2F"):
+    return answer(status=f"{status} x", headers=f"Location: {place}\r\n")
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_what_is_sent_is_sent_again_where_it_is_told_to(wire, tmp_path, status):
+    path = tmp_path / "a.bin"
+    await look(path.write_bytes, b"\0\1" * 50_000)
+    async with client(wire, asyncfetch.Bearer("tok")) as api:
+        for sent in ({"json": {"a": 1}}, {"files": {"f": path}}):
+            wire.answers = [moved(status), answer(b"{}")]
+            reply = await api.post("/old", **sent)
+            assert (reply.status_code, reply.url) == (200, f"{wire.url}/new?x=%2F")
+    heads = [one.decode("latin-1").lower() for one in wire.requests]
+    assert [one.split()[0] for one in heads] == ["post"] * 4
+    assert wire.targets[1::2] == ["/new?x=%2F"] * 2
+    assert all(one.count("authorization: bearer tok") == 1 for one in heads)
+    assert wire.bodies[0] == wire.bodies[1] == b'{"a": 1}'
+    assert b"\0\1" * 50_000 in wire.bodies[3]
+
+
+async def test_see_other_is_got(wire):
+    wire.answers = [moved(303), answer(b'{"state": "queued"}')]
+    async with client(wire) as api:
+        reply = await api.post("/jobs", json={"a": 1})
+    assert reply.json() == {"state": "queued"}
+    head = wire.requests[1].decode().lower()
+    assert head.startswith("get /new?x=%2f")
+    assert "content-type" not in head
+    assert wire.bodies[1] == b""
+
+
+@pytest.mark.parametrize("status", [301, 302])
+async def test_a_redirect_that_would_lose_what_is_sent_is_the_answer(wire, status):
+    wire.answers = [moved(status), answer(b"{}")]
+    async with client(wire) as api:
+        reply = await api.put("/old", json={"a": 1})
+    assert reply.status_code == status
+    assert len(wire.requests) == 1
+
+
+async def test_what_is_sent_goes_round_ten_times_at_most(wire):
+    wire.answers = [moved(307, "/old")]
+    async with client(wire) as api:
+        with pytest.raises(asyncfetch.ResponseError, match="redirected too often"):
+            await api.post("/old", json={"a": 1})
+    assert len(wire.requests) == 10
+
+
 async def test_a_put_of_json_gives_an_answer_that_holds_failures(wire):
     results = {"results": [{"id": "d1", "status": "ok"}, {"id": "d2", "status": "no"}]}
     body = json.dumps(results).encode()
@@ -342,7 +391,7 @@ async def test_a_token_host_that_leads_elsewhere_gets_nobody_there(wire):
         ) as desk:
             auth = asyncfetch.OAuth2ClientCredentials(f"{desk.url}/t", "id", "a secret")
             async with client(wire, auth) as api:
-                with pytest.raises(asyncfetch.AuthenticationError, match="307"):
+                with pytest.raises(asyncfetch.AuthenticationError, match="a redirect"):
                     await api.get("/x")
         assert (len(desk.requests), elsewhere.requests, wire.requests) == (1, [], [])
 
