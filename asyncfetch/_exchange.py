@@ -586,6 +586,7 @@ class Exchange:
                     hops=hops,
                     deadline=asking.left(),
                     partial=partial,
+                    may_leave=request.may_leave,
                 )
             except TransportError as error:
                 hops.failed(error)

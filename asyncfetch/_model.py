@@ -91,6 +91,9 @@ class Request:
     """The file that the body is, if it is one."""
     only_asks: bool = False
     """Whether it changes nothing although its method might."""
+    may_leave: bool = False
+    """Whether a redirect may lead to another host, which is sent nothing that is ours;
+    never planned."""
     or_get: str | None = None
     """The target to get where the method is not allowed (405)."""
     refused: str | None = None

@@ -46,6 +46,9 @@ SLOWEST = 1024.0  # bytes per second, over one time-out
 MOST_REDIRECTS = 10  # as many as aiohttp follows
 
 READS = frozenset({"GET", "HEAD"})
+# What another host may be sent of a request that was led there: no key of anybody's.
+_PUBLIC = frozenset({"host", "accept", "accept-encoding", "range", "user-agent"})
+_DOWN = ("https", "http")
 # Redirects that say what is to be sent, whatever was sent before (RFC 9110, 15.4): a
 # GET, and twice the same again. After 301 and 302 some send a GET in place of a POST.
 _SEE_OTHER, *_SAME_AGAIN = 303, 307, 308
@@ -90,6 +93,7 @@ class _Sending:
     hops: Hops
     credentials: Credentials | None
     may_repeat: bool
+    may_leave: bool
     has_left: bool = False
 
 
@@ -144,6 +148,7 @@ class Transport:
         hops: Hops,
         deadline: float,
         partial: Partial | None = None,
+        may_leave: bool = False,
     ) -> Response:
         """Return the response to one request, its body received to the last byte.
 
@@ -153,7 +158,8 @@ class Transport:
 
         *credentials* join every request to the origin, redirects on it included, and
         none to elsewhere. A read follows all redirects, what is written 303, 307 and
-        308; others are its answer.
+        308; others are its answer. With *may_leave* a redirect of a read may lead to
+        another host.
 
         *hops* sees every request that leaves for it: itself, its redirects, and a
         resend on a fresh connection.
@@ -175,6 +181,7 @@ class Transport:
                 hops=hops,
                 deadline=ends - time.monotonic(),
                 partial=partial,
+                may_leave=may_leave and method in READS,
             )
             place = response.headers.get("Location")
             is_told = response.status in {_SEE_OTHER, *_SAME_AGAIN}
@@ -206,11 +213,14 @@ class Transport:
         hops: Hops,
         deadline: float,
         partial: Partial | None,
+        may_leave: bool,
     ) -> Response:
         session = self._opened() or await self._open()
         target = URL(url, encoded=True)
         is_read = method in READS
-        _sending.set(_Sending(hops, credentials, may_repeat=is_read))
+        _sending.set(
+            _Sending(hops, credentials, may_repeat=is_read, may_leave=may_leave)
+        )
         received: Body | None = None
         form = _Form(body) if isinstance(body, tuple) else None
         try:
@@ -324,13 +334,16 @@ class Transport:
     ) -> aiohttp.ClientResponse:
         url = request.url
         is_home = _place(url) == _place(self._origin)
-        if not is_home and not _is_upgrade(self._origin, url):
-            raise ResponseError(
-                f"expected an answer from {self._origin}, got a redirect to "
-                f"{url.with_user(None)}; set base_url if the service has moved",
-                status=302,
-            )
         sending = _sending.get()
+        if not is_home and not _is_upgrade(self._origin, url):
+            if not sending.may_leave or (self._origin.scheme, url.scheme) == _DOWN:
+                raise ResponseError(
+                    f"expected an answer from {self._origin}, got a redirect to "
+                    f"{url.with_user(None)}; set base_url if the service has moved",
+                    status=302,
+                )
+            for name in [one for one in request.headers if one.lower() not in _PUBLIC]:
+                del request.headers[name]
         if sending.has_left and not sending.may_repeat:
             # The library sends a PUT or DELETE again when an idle connection broke.
             raise TransportError(

@@ -338,7 +338,7 @@ class Rest(Client):
         TransportError, IntegrityError
             No answer came, or not all of it.
         ResponseError
-            A read was led to another host, where nothing is asked.
+            A write was led to another host, or a read from https to http.
         """
         body, kind = _body_of(json, data, files)
         sent = dict(headers or {})
@@ -351,6 +351,7 @@ class Rest(Client):
             method=method.upper(),
             body=body,
             headers=sent,
+            may_leave=True,
         )
         try:
             answer: Answer[bytes] = await self.exchange.ask(

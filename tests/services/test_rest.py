@@ -210,6 +210,38 @@ async def test_what_is_sent_is_sent_again_where_it_is_told_to(wire, tmp_path, st
     assert b"\0\1" * 50_000 in wire.bodies[3]
 
 
+async def test_a_read_may_end_elsewhere_and_takes_nothing_there(wire):
+    async with open_wire(answer(b"its bytes")) as store:
+        wire.answers = [moved(302, f"{store.url}/f?signature=x%2F")]
+        for auth in (
+            asyncfetch.Bearer("s3cret"),
+            asyncfetch.ApiKey("s3cret", header="X-Key"),
+            asyncfetch.ApiKey("s3cret", query="key"),
+        ):
+            async with client(wire, auth, headers={"X-Other": "s3cret"}) as api:
+                reply = await api.get("/f", headers={"Cookie": "s3cret"})
+                assert (reply.content, reply.url) == (
+                    b"its bytes",
+                    f"{store.url}/f?signature={HIDDEN}",
+                )
+                with pytest.raises(asyncfetch.ResponseError, match="a redirect to"):
+                    wire.answers = [moved(307, f"{store.url}/f")]
+                    await api.post("/f", json={})
+                wire.answers = [moved(302, f"{store.url}/f?signature=x%2F")]
+        assert store.targets == ["/f?signature=x%2F"] * 3
+        assert not any(b"s3cret" in one for one in store.requests)
+        assert all(b"s3cret" in one for one in wire.requests)
+
+
+async def test_a_table_is_read_from_its_own_host_alone(wire):
+    async with open_wire(answer(b'[{"id": 1}]')) as other:
+        wire.answers = [moved(302, f"{other.url}/f")]
+        async with client(wire) as api:
+            with pytest.raises(asyncfetch.AsyncfetchError, match="a redirect to"):
+                await api.table("/f").get()
+        assert not other.requests
+
+
 async def test_see_other_is_got(wire):
     wire.answers = [moved(303), answer(b'{"state": "queued"}')]
     async with client(wire) as api:
