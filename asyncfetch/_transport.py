@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib
 import ipaddress
+import re
 import ssl
 import time
 import urllib.request
@@ -49,14 +50,15 @@ READS = frozenset({"GET", "HEAD"})
 # What another host may be sent of a request that was led there: no key of anybody's.
 _PUBLIC = frozenset({"host", "accept", "accept-encoding", "range", "user-agent"})
 _DOWN = ("https", "http")
-# Redirects that say what is to be sent, whatever was sent before (RFC 9110, 15.4): a
-# GET, and twice the same again. After 301 and 302 some send a GET in place of a POST.
-_SEE_OTHER, *_SAME_AGAIN = 303, 307, 308
+# RFC 9110, 15.4. Three of them say what is to be sent, whatever was sent before: a GET,
+# and twice the same again. After 301 and 302 some send a GET in place of a POST.
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_TOLD = _REDIRECTS - {301, 302}
+_SEE_OTHER = 303
 
 # aiohttp's errors, most special first, and what each means for the caller.
 ERRORS: tuple[tuple[type[BaseException], type[AsyncfetchError], str], ...] = (
     (aiohttp.InvalidURL, ConfigurationError, "not a usable URL"),
-    (aiohttp.TooManyRedirects, ResponseError, "redirected too often"),
     (aiohttp.ClientPayloadError, IntegrityError, "the body was cut"),
     (aiohttp.ClientConnectorCertificateError, TransportError, "bad certificate"),
     (aiohttp.ClientConnectorDNSError, TransportError, "unknown host"),
@@ -184,12 +186,12 @@ class Transport:
                 may_leave=may_leave and method in READS,
             )
             place = response.headers.get("Location")
-            is_told = response.status in {_SEE_OTHER, *_SAME_AGAIN}
-            if method in READS or not is_told or place is None:
+            followed = _REDIRECTS if method in READS else _TOLD
+            if response.status not in followed or place is None:
                 return response
             await discard(response.body)
-            url = str(URL(url, encoded=True).join(URL(place, encoded=True)))
-            if response.status == _SEE_OTHER:
+            url = _led_to(url, place)
+            if response.status == _SEE_OTHER and method != "HEAD":
                 method, body = "GET", None
                 headers = {
                     name: value
@@ -197,8 +199,7 @@ class Transport:
                     if name.lower() != "content-type"
                 }
         raise ResponseError(
-            f"redirected too often: {method} {URL(url, encoded=True).with_user(None)}",
-            status=response.status,
+            f"redirected too often: {method} {url}", status=response.status
         )
 
     async def _send(
@@ -231,7 +232,7 @@ class Transport:
                 target,
                 headers=headers,
                 data=body if form is None else form.data,
-                allow_redirects=is_read,
+                allow_redirects=False,  # aiohttp quotes anew what a signature covers
                 proxy=self._proxy_for(target),
                 timeout=aiohttp.ClientTimeout(
                     total=max(deadline, 0.001),  # 0 would mean no end
@@ -239,11 +240,13 @@ class Transport:
                     sock_read=self._timeout,
                 ),
             ) as answer:
+                if answer.status in _REDIRECTS:
+                    partial = None  # its body is no part of the file
                 received = await self._receive(answer, spool_dir, partial)
                 response = Response(
                     status=answer.status,
                     headers=answer.headers,
-                    url=str(answer.url.with_user(None)) if answer.history else url,
+                    url=url,
                     body=received,
                 )
         except BaseException as error:
@@ -610,6 +613,26 @@ def is_loopback(host: str) -> bool:
 
 def _place(url: URL) -> tuple[str, str | None, int | None]:
     return url.scheme, url.host, url.port
+
+
+def _led_to(url: str, place: str) -> str:
+    """Where a ``Location`` leads; it may be relative, and is quoted only if it must be.
+
+    Raises
+    ------
+    ResponseError
+        It is no URL.
+    """
+    is_quoted = re.fullmatch(r"[!#-;=?-\[\]_a-z~]*", place) is not None
+    try:
+        found = URL(url, encoded=True).join(URL(place, encoded=is_quoted))
+        if found.scheme not in {"http", "https"} or found.host is None:
+            raise ValueError
+    except (ValueError, UnicodeError):
+        raise ResponseError(
+            f"expected a URL as redirect, got {place!r} from {url}"
+        ) from None
+    return str(found.with_user(None))
 
 
 def _is_upgrade(origin: URL, url: URL) -> bool:
