@@ -37,6 +37,8 @@ Json: TypeAlias = (
 Media: TypeAlias = Literal["json", "swc", "bytes", "any"]
 Stores: TypeAlias = Literal["none", "asked", "always"]
 """Of a table: its items are no files; their bytes are stored on demand; or always."""
+READS = frozenset({"GET", "HEAD"})
+"""Methods that change nothing."""
 # The code of an item that stands for a record from which no request can be made.
 ODD_RECORD = "odd-record"
 
@@ -102,7 +104,7 @@ class Request:
     @property
     def is_read(self) -> bool:
         """Whether asking twice is harmless."""
-        return self.only_asks or self.method in {"GET", "HEAD"}
+        return self.only_asks or self.method in READS
 
     @property
     def as_get(self) -> Request:

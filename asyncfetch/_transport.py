@@ -30,7 +30,7 @@ from yarl import URL
 
 from asyncfetch._auth import Credentials
 from asyncfetch._body import Body, Proof
-from asyncfetch._model import Part, Response
+from asyncfetch._model import READS, Part, Response
 from asyncfetch._partial import Partial
 from asyncfetch._threads import in_thread, surely_in_thread
 from asyncfetch.errors import (
@@ -46,7 +46,6 @@ CONNECT_TIMEOUT = 15.0
 SLOWEST = 1024.0  # bytes per second, over one time-out
 MOST_REDIRECTS = 10  # as many as aiohttp follows
 
-READS = frozenset({"GET", "HEAD"})
 # What another host may be sent of a request that was led there: no key of anybody's.
 _PUBLIC = frozenset({"host", "accept", "accept-encoding", "range", "user-agent"})
 _DOWN = ("https", "http")

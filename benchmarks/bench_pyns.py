@@ -48,7 +48,7 @@ CASES: Mapping[str, dict[str, Any]] = {
         "what": "design", "names": ["speech", "rms"], "scale": 1.0, "latency": LATENCY,
         "rounds": 1,
     },
-    "200 000 rows to a DataFrame": {
+    "200 000 rows to a DataFrame, on one CPU": {
         "what": "events", "names": ["rms"], "scale": 6.67, "latency": 0.0,
         "rounds": 3,  # a fraction of a second each
         "one_cpu": True,

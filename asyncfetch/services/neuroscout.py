@@ -857,7 +857,7 @@ class _Columns:
     run_id: np.ndarray
     value: pa.Array
     stimulus: list[pa.Array]
-    """Its id, and with timing its onset, duration and path; null if there are none."""
+    """Its id, and with timing its onset, duration and path."""
     has_unknown: bool
     """Whether there were fields that this version does not know."""
 
@@ -932,7 +932,7 @@ def _joined(parts: list[pa.Array], kind: pa.DataType) -> pa.Array:
     if any(part.type == kind for part in parts):
         joined = pa.concat_arrays([part.cast(kind) for part in parts])
     else:
-        joined = pa.nulls(sum(map(len, parts)))
+        joined = pa.nulls(sum(map(len, parts)), kind)
     parts.clear()
     return joined
 
@@ -982,8 +982,8 @@ def _event_batch(
             text.column(7),
             text.column(6),
             *(
-                one.take(rows) if one.type != pa.null() else one.cast(kind)
-                for one, kind in zip(columns.stimulus, _STIMULUS.values(), strict=False)
+                one if one.null_count == count else one.take(rows)
+                for one in columns.stimulus
             ),
         ],
         names=_TIMED_EVENTS.names[: len(_EVENTS) + len(columns.stimulus) - 1],
