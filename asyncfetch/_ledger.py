@@ -57,6 +57,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from asyncfetch._bucket import BucketStore
 from asyncfetch._model import (
     FailedItem,
     Item,
@@ -65,7 +66,7 @@ from asyncfetch._model import (
     PlannedItem,
     Request,
 )
-from asyncfetch._objects import Destination, ObjectStore, bucket_store
+from asyncfetch._objects import Destination, ObjectStore
 from asyncfetch._store import RECORDS, LocalStore, crash_point, sync_folder
 from asyncfetch.errors import ConfigurationError, DatasetError
 
@@ -1033,10 +1034,10 @@ def store_at(dest: Destination) -> LocalStore:
         It names a file, or an object store that cannot be used.
     """
     if isinstance(dest, ObjectStore):
-        return bucket_store(dest)
+        return BucketStore(dest)
     text = str(dest)
     if "://" in text:
-        return bucket_store(ObjectStore(text))
+        return BucketStore(ObjectStore(text))
     if not text:
         raise ConfigurationError(f"expected a directory, got {text!r}")
     if text.endswith((".parquet", ".csv", ".json")):

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 import asyncfetch
-from asyncfetch import ObjectStore, _cli, _objects, testing
+from asyncfetch import ObjectStore, _bucket, _cli, _objects, testing
+from asyncfetch._bucket import OBJECT_POINTS
 from asyncfetch._compact import compact
 from asyncfetch._dataset import View, Writer
 from asyncfetch._ledger import store_at
-from asyncfetch._objects import OBJECT_POINTS, create_bucket
+from asyncfetch._objects import create_bucket
 from asyncfetch._store import COMPACTION_POINTS, CRASH_POINTS
 from asyncfetch._verify import verify
 from asyncfetch.errors import ConfigurationError, DatasetError
@@ -271,7 +272,7 @@ def test_run_killed_at_a_point_is_finished_by_the_next(
     assert not there & set(asked)
     assert_whole(dest)
     left = Path(tempfile.gettempdir()).glob(store_at(dest)._prefix + "*")
-    assert not [one for one in left if _objects._is_free(one)]
+    assert not [one for one in left if _bucket._is_free(one)]
 
 
 @pytest.mark.parametrize("point", COMPACTION_PUTS)
@@ -300,7 +301,7 @@ def finished() -> str:
 def test_second_writer_is_refused_while_the_counter_of_the_first_moves(
     dest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_objects, "BEAT", 0.0)
+    monkeypatch.setattr(_bucket, "BEAT", 0.0)
     first = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
     with pytest.raises(DatasetError, match=f"at work in {dest} .*{first.run}"):
         Writer.open(
@@ -320,7 +321,7 @@ def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
     point: str, pause: str, begun: str, dest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied(begun, dest)
-    monkeypatch.setattr(_objects, "crash_point", reach)
+    monkeypatch.setattr(_bucket, "crash_point", reach)
     sleeper = Writer.open(dest, None, made_up.SCHEMA)
     for planned in made_up.flat(sleeper.pending())[:2]:
         sleeper.add(made_up.result_of(planned))
@@ -369,8 +370,8 @@ def test_what_a_writer_committed_before_a_takeover_stands(
 def test_two_that_begin_at_once_do_not_both_go_on(
     dest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_objects, "crash_point", reach)
-    monkeypatch.setattr(_objects._Lease, "_free", lambda _: "overwrite")
+    monkeypatch.setattr(_bucket, "crash_point", reach)
+    monkeypatch.setattr(_bucket._Lease, "_free", lambda _: "overwrite")
     ends: list[BaseException | None] = []
     threads = [
         Stepped(lambda: made_up.download(dest), frozenset({"fence-claimed"}))
