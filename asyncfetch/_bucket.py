@@ -38,7 +38,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,7 +46,14 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from asyncfetch._objects import ObjectStore, connect, no_bucket, reason
+from asyncfetch._objects import (
+    REQUEST_SECONDS,
+    SLOWEST,
+    ObjectStore,
+    connect,
+    no_bucket,
+    reason,
+)
 from asyncfetch._store import (
     RECORDS,
     STALE,
@@ -58,6 +65,7 @@ from asyncfetch._store import (
 )
 from asyncfetch.errors import DatasetError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 LOCK = f"{RECORDS}/lock"
@@ -69,9 +77,14 @@ KEPT = (f"{RECORDS}/plan/", f"{ITEMS}/")
 # Twelve of them fit into the time after which a counter is stale.
 BEAT = 5.0
 POLL = 1.0  # seconds between two looks at another's counter
-# Records that are fetched at the same time: each of them is a few kilobytes, and takes
-# as long as the way to the bucket and back.
+# Requests at the same time, where many are to be made: most are for a few kilobytes,
+# and take as long as the way to the bucket and back.
 FETCHERS = 16
+PIECE = 16 << 20  # of an object is asked for at a time
+# What Azure takes in one request (5000 MiB); S3 takes 5 GiB, GCS more.
+# https://learn.microsoft.com/rest/api/storageservices/put-blob
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
+MAX_OBJECT = 5000 << 20
 LOOKS = 10  # so often a name that goes while it is looked up is looked up anew
 
 
@@ -91,16 +104,13 @@ def _version(told: Mapping[str, Any]) -> _Version:
 class BucketStore(LocalStore):
     """The files of one dataset on an object store, by their names below its prefix."""
 
-    holds_files = False
-
     def __init__(self, place: ObjectStore) -> None:
         self._place = place
         self._objects = connect(place)
+        self._slow: dict[int, Any] = {}
         of_url = hashlib.sha256(str(place).encode()).hexdigest()[:12]
         self._prefix = f"asyncfetch-{of_url}-"
         self.lease: _Lease | None = None
-        self.is_lost = False
-        """Whether a call failed for good: no use in asking for more."""
         self._sizes: dict[str, int] = {}
         self._fences: dict[str, Fence] = {}
 
@@ -142,22 +152,27 @@ class BucketStore(LocalStore):
         except (kinds.BaseError, OSError) as error:
             if isinstance(error, FileNotFoundError) and not no_bucket(str(error)):
                 raise FileNotFoundError(errno.ENOENT, reason(error)) from None
-            self.is_lost = True
-            if no_bucket(str(error)):
-                raise DatasetError(
-                    f"expected a bucket for {self}, got none: make it (asyncfetch "
-                    f"bucket create s3://{self._place.bucket}), or mend its name"
-                ) from None
-            denied = (kinds.PermissionDeniedError, kinds.UnauthenticatedError)
-            if isinstance(error, denied) or "status code: 403" in str(error):
-                raise _DeniedError(
-                    f"expected access to {self}, got {reason(error)}: mend the "
-                    "credentials or what they may do"
-                ) from None
-            raise DatasetError(
-                f"expected an answer for {self}, got {reason(error)}: what was "
-                "committed before stands; mend that, and a resume goes on"
-            ) from None
+            self.lost = self._lost(error)
+            raise self.lost from None
+
+    def _lost(self, error: Exception) -> DatasetError:
+        from obstore import exceptions as kinds  # noqa: PLC0415
+
+        if no_bucket(str(error)):
+            return DatasetError(
+                f"expected a bucket for {self}, got none: make it (asyncfetch bucket "
+                f"create s3://{self._place.bucket}), or mend its name"
+            )
+        denied = (kinds.PermissionDeniedError, kinds.UnauthenticatedError)
+        if isinstance(error, denied) or "status code: 403" in str(error):
+            return _DeniedError(
+                f"expected access to {self}, got {reason(error)}: mend the "
+                "credentials or what they may do"
+            )
+        return DatasetError(
+            f"expected an answer for {self}, got {reason(error)}: what was "
+            "committed before stands; mend that, and a resume goes on"
+        )
 
     def read(self, name: str) -> tuple[bytes, _Version] | None:
         """Content of a small object, and which state of it that is."""
@@ -170,20 +185,86 @@ class BucketStore(LocalStore):
         except FileNotFoundError:
             return None
 
-    def put(self, name: str, data: Any, mode: _Mode = "create") -> _Version:
+    def put(
+        self, name: str, data: Any, mode: _Mode = "create", *, size: int = 0
+    ) -> _Version:
         """Make an object of *data* in a single request.
 
         Parameters
         ----------
         mode
             ``create``, ``overwrite``, or the state that it is to replace.
+        size
+            Length of *data* where it may take more time than usual.
         """
         import obstore  # noqa: PLC0415
 
+        there = self._objects_for(size)
         how: Any = mode  # a state is what obstore itself gave
         with self._asking():
-            done = obstore.put(self._objects, name, data, mode=how, use_multipart=False)
+            done = obstore.put(there, name, data, mode=how, use_multipart=False)
         return _version(done)
+
+    def _objects_for(self, size: int) -> Any:
+        """The objects, by connections that wait as long as so many bytes take."""
+        seconds = REQUEST_SECONDS
+        while size > seconds * SLOWEST:
+            seconds *= 2
+        if seconds == REQUEST_SECONDS:
+            return self._objects
+        if seconds not in self._slow:
+            self._slow[seconds] = connect(self._place, seconds)
+        return self._slow[seconds]
+
+    def put_content(self, name: str, content: bytes | Path) -> None:
+        """Make an object of the bytes of a file."""
+        if isinstance(content, bytes):
+            self.put(name, content)
+            return
+        with content.open("rb") as file:
+            if not (size := os.fstat(file.fileno()).st_size):  # nothing to map
+                self.put(name, b"")
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+                self.put(name, pages, size=size)
+
+    def head(self, name: str) -> Mapping[str, Any] | None:
+        """What the service says of an object: size, last_modified."""
+        import obstore  # noqa: PLC0415
+
+        try:
+            with self._asking():
+                return obstore.head(self._objects, name)
+        except FileNotFoundError:
+            return None
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """The content of an object, one request for each piece.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is none.
+        """
+        import obstore  # noqa: PLC0415
+
+        with self._asking():
+            size = obstore.head(self._objects, name)["size"]
+        for start in range(0, size, PIECE):
+            length = min(PIECE, size - start)
+            with self._asking():
+                yield bytes(
+                    obstore.get_range(self._objects, name, start=start, length=length)
+                )
+
+    def below(self, folder: str) -> Iterator[str]:
+        """Names of all objects in *folder* and in the folders there, from it on."""
+        import obstore  # noqa: PLC0415
+
+        with self._asking():
+            for some in obstore.list(self._objects, folder):
+                for one in some:
+                    yield one["path"].removeprefix(f"{folder}/")
 
     def _list(self, folder: str) -> tuple[dict[str, int], list[str]]:
         """Objects in *folder* with their sizes, and the folders there."""
@@ -204,6 +285,11 @@ class BucketStore(LocalStore):
             while wait([future], BEAT).not_done:
                 self.lease.beat()
             return future.result()
+
+    def each(self, call: Callable[[S], T], values: Iterable[S]) -> list[T]:
+        """What *call* makes of each of *values*, of some of them at the same time."""
+        with ThreadPoolExecutor(FETCHERS) as pool:
+            return self.patiently(lambda: list(pool.map(call, values)))
 
     # --- what the rest of the package asks --------------------------------------------
 
@@ -278,10 +364,7 @@ class BucketStore(LocalStore):
         return sizes
 
     def _fetch_all(self, names: list[str]) -> None:
-        missing = [name for name in names if not (self.root / name).exists()]
-        if missing:
-            with ThreadPoolExecutor(FETCHERS) as pool:
-                self.patiently(lambda: list(pool.map(self.path, missing)))
+        self.each(self.path, [n for n in names if not (self.root / n).exists()])
 
     def entries(self, folder: str = "") -> list[str]:
         sizes, folders = self._list(folder)
@@ -499,7 +582,7 @@ class _BucketStaging(Staging):
         size = source.stat().st_size
         crash_point(f"{what}-staged")
         try:
-            self._bucket.patiently(lambda: self._put(source, name))
+            self._bucket.patiently(lambda: self._bucket.put_content(name, source))
         except FileExistsError:
             if not self._is_ours(source, name):
                 self._look()
@@ -517,13 +600,6 @@ class _BucketStaging(Staging):
         self._look(name)
         crash_point(f"{what}-durable")
         return size
-
-    def _put(self, source: Path, name: str) -> None:
-        with (
-            source.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        ):
-            self._bucket.put(name, content)
 
     def _is_ours(self, source: Path, name: str) -> bool:
         """Whether what is there came from us: a put may be sent twice."""
@@ -566,7 +642,11 @@ class _BucketStaging(Staging):
         )
 
     def take_away(self, path: Path) -> None:
-        raise NotImplementedError(path)  # of stored files, which are not here
+        path.unlink(missing_ok=True)  # nobody else has the directory on this machine
+
+    def remove(self, name: str) -> None:
+        self._look()
+        self._bucket.remove(name)
 
 
 class _Lease(Lock):
@@ -591,6 +671,7 @@ class _Lease(Lock):
         try:
             self._take(self._free())
         except _DeniedError as error:  # a dataset that may be read alone
+            self._store.lost = None
             reason = str(error).partition(", got ")[2]
             raise PermissionError(errno.EACCES, reason) from None
         crash_point("lease-taken")
@@ -647,7 +728,7 @@ class _Lease(Lock):
 
     def release(self, *, erase: bool) -> None:
         version, self._version = self._version, None
-        if erase and version is not None and not self._store.is_lost:
+        if erase and version is not None and self._store.lost is None:
             with suppress(OSError, DatasetError):  # it is another's, or stale soon
                 self._store.put(LOCK, b"\n", version)
         self._store.lease = None

@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from asyncfetch._files import OWN, Files
+from asyncfetch._depot import OWN
+from asyncfetch._files import Files
 from asyncfetch._ledger import (
     FORMAT,
     GROUP_ITEMS,
@@ -70,7 +71,7 @@ from asyncfetch._model import (
 from asyncfetch._names import Names
 from asyncfetch._objects import Destination
 from asyncfetch._store import RECORDS, LocalStore, Lock, Staging, crash_point
-from asyncfetch.errors import ConfigurationError, DatasetError
+from asyncfetch.errors import DatasetError
 
 # Small enough for a reader's cache and our memory, large enough to compress well. With
 # twice as many, 20 000 traces took 231 to 234 MB at their peak, with these 208 to 212.
@@ -79,6 +80,11 @@ GROUP_ROWS = 64 * 1024
 
 # What may wait in memory beside the row limit: wide rows, and items without rows.
 GROUP_BYTES = 32 * 1024 * 1024
+
+
+# Files that wait on the disk for their places, where the disk may not be the one that
+# they are to lie on.
+GROUP_FILES = 256 * 1024 * 1024
 
 
 PART_ROWS = 1_000_000
@@ -221,6 +227,7 @@ class Writer:
         self._kept: list[ItemResult] = []
         self._queued_rows = 0
         self._queued_bytes = 0
+        self._queued_files = 0
         self._open_rows = 0
         self._open_items = 0
         self._open_found = 0
@@ -267,12 +274,6 @@ class Writer:
             or the directory is no dataset or cannot be written. The disk is as it was.
         """
         store = store_at(dest)
-        wanted = None if record is None else record.files
-        if not store.holds_files and (stores_files or wanted is not None):
-            raise ConfigurationError(
-                f"expected a directory for a dataset that stores files, got {store}: "
-                "fetch into a directory, and copy that"
-            )
         _agreed(store, record, schema)
         run = secrets.token_hex(8)
         staging = store.staging(run)
@@ -492,7 +493,9 @@ class Writer:
             return None
         self._kept.append(result)
         if isinstance(result.kept.data, bytes):
-            self._queued_bytes += len(result.kept.data)
+            self._queued_bytes += result.bytes
+        elif result.kept.data is not None:
+            self._queued_files += result.bytes
         return self.files.label(result.kept.path)
 
     @property
@@ -568,6 +571,7 @@ class Writer:
         return (
             self._queued_rows >= GROUP_ROWS
             or self._queued_bytes >= GROUP_BYTES
+            or self._queued_files >= GROUP_FILES
             or len(self._item_rows) >= GROUP_ITEMS
         )
 
@@ -589,7 +593,7 @@ class Writer:
         if self._item_rows:
             self._flush_items()
         self._batches, self._found, self._item_rows = [], [], []
-        self._queued_rows = self._queued_bytes = 0
+        self._queued_rows = self._queued_bytes = self._queued_files = 0
         # What the allocator keeps for later would grow with every group.
         pa.default_memory_pool().release_unused()
 

@@ -769,7 +769,7 @@ class Run:
                 there,
                 lambda chunks, response: self._decode(planned, chunks, response),
             )
-            kept = Kept(path=path, data=files.root / path)
+            kept = Kept(path=path, data=None)
             answer = Answer(value=value, response=there, attempts=0, elapsed=0.0)
             return answer, kept, found.fetched_at
         partial = files.partial(planned, url)
@@ -782,7 +782,7 @@ class Run:
             return answer, Kept(path=path, data=body.data), None
         if found.response.body.sha256 != body.sha256:
             raise files.occupied(path)
-        return answer, Kept(path=path, data=files.root / path), None
+        return answer, Kept(path=path, data=None), None
 
     async def _ask(
         self, planned: PlannedItem, partial: Partial | None = None, *, is_probe: bool
@@ -1269,7 +1269,7 @@ async def download(
     def record() -> PlanRecord:
         if files is None:
             return plan.record()
-        return replace(plan.record(), files=directory_of(files, store_at(dest).root))
+        return replace(plan.record(), files=directory_of(files, store_at(dest)))
 
     def open_writer() -> None:
         opened.append(

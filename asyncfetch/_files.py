@@ -5,56 +5,36 @@ come, so each batch of files is preceded by a note in ``partial/`` which says wh
 lie where: the next run finds the files, compares, and need not ask again. The note goes
 when the items are committed.
 
-Every file gets its name by way of ``tmp/<run>/``, as all of a dataset does. Only in a
-directory of the user's on another disk that is not possible; there a hidden sibling is
-written first, and the last step is taken after a look at the fence.
-
-Nothing that lies in the way is followed, replaced or removed, and what a note
-of this dataset says to lie there is believed only when its checksum agrees.
+Where they lie, and how they come there, is in :mod:`asyncfetch._depot`. What a note of
+this dataset says to lie there is believed only when its checksum agrees.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import anyio.to_thread
 
 from asyncfetch._body import Body, Proof
+from asyncfetch._depot import OWN, READ, Lying, depot_of
 from asyncfetch._model import ItemResult, Kept, PlannedItem, Response
 from asyncfetch._names import safe_path
 from asyncfetch._partial import Partial, note_of
-from asyncfetch._store import (
-    RECORDS,
-    LocalStore,
-    Staging,
-    crash_point,
-    link_or_rename,
-    sync_all,
-    sync_file,
-    sync_folder,
-)
+from asyncfetch._store import RECORDS, LocalStore, Staging, crash_point
 from asyncfetch.errors import ConfigurationError, DatasetError
-
-OWN = "_files"
-"""The directory of files inside a dataset, and the word for it."""
 
 PARTIAL = f"{RECORDS}/partial"
 # One call to a thread reads so much: some 50 ms, so a cancellation is soon seen.
 _STEP = 64 << 20
-_READ = 1 << 20
 
 
-def directory_of(files: str | Path, root: Path) -> str:
-    """How a plan names the directory *files* for the dataset at *root*.
+def directory_of(files: str | Path, store: LocalStore) -> str:
+    """How a plan names the directory *files* for the dataset in *store*.
 
     Raises
     ------
@@ -70,7 +50,7 @@ def directory_of(files: str | Path, root: Path) -> str:
             f"{text!r}"
         )
     where = Path(files).absolute().resolve()
-    inside = root.absolute().resolve()
+    inside = store.root.absolute().resolve()
     if where == inside / OWN:
         return OWN
     if where == inside or inside in where.parents:
@@ -136,11 +116,10 @@ class Files:
         *,
         beat: Callable[[], object],
     ) -> None:
-        self._beat = beat
         self._store = store
         self._staging = staging
-        self._is_own = where == OWN
-        self.root = store.path(OWN) if self._is_own else Path(where)
+        self._depot = depot_of(store, staging, where, beat)
+        self.label = self._depot.label
         self._batches = 0
         self._notes: list[str] = []
         self._old_notes: dict[str, set[str]] = {}
@@ -149,10 +128,6 @@ class Files:
         # Paths of planned items at which nothing lay; each until it is asked for.
         self._vacant: set[str] = set()
         self._begun: frozenset[str] = frozenset()
-
-    def label(self, path: str) -> str:
-        """What the items say of a file: from the dataset on, or absolute."""
-        return f"{OWN}/{path}" if self._is_own else str(self.root / path)
 
     # --- before an item is asked for --------------------------------------------------
 
@@ -166,6 +141,7 @@ class Files:
             url,
             planned.item.request.file,
             has_begun=note_of(home).name in self._begun,
+            most=self._depot.most,
         )
 
     def _home(self, key: str) -> Path:
@@ -177,13 +153,10 @@ class Files:
         One call to a thread for many of them: one for each takes as long as half of the
         file's own bytes do when it is small.
         """
-        for one in planned:
-            wish = one.item.request.file
-            if wish is not None:
-                # Whatever else is the matter is said when the item is asked for.
-                with suppress(DatasetError):
-                    if self._look(wish.path) is None:
-                        self._vacant.add(wish.path)
+        paths = [one.item.request.file.path for one in planned if one.item.request.file]
+        # Whatever else is the matter is said when the item is asked for.
+        safe = (path for path in paths if safe_path(path) == path)
+        self._vacant.update(self._depot.vacant(safe))
 
     async def find(self, planned: PlannedItem) -> Found | None:
         """The file of an item if it lies in its place.
@@ -198,13 +171,14 @@ class Files:
         if wish.path in self._vacant:
             self._vacant.remove(wish.path)
             return None
-        info = await anyio.to_thread.run_sync(self._look, wish.path)
-        if info is None:
+        found = await anyio.to_thread.run_sync(self._look, wish.path)
+        if found is None:
             return None
-        target = self.root / wish.path
-        sha256, other = await _digests(target, wish.checksum)
+        home = self._home(planned.item.key)
+        here = await anyio.to_thread.run_sync(self._depot.copy, wish.path, home)
+        sha256, other = await _digests(here, wish.checksum)
         line = self._lines.get(wish.path)
-        if line is not None and (line.bytes, line.sha256) != (info.st_size, sha256):
+        if line is not None and (line.bytes, line.sha256) != (found.size, sha256):
             line = None
         heads = {} if line is None else line.heads()
         return Found(
@@ -213,42 +187,33 @@ class Files:
                 headers={name: one for name, one in heads.items() if one is not None},
                 url="" if line is None else line.url,
                 body=Body(
-                    data=target, size=info.st_size, sha256=sha256, proof=Proof.LENGTH
+                    data=here, size=found.size, sha256=sha256, proof=Proof.LENGTH
                 ),
             ),
-            fetched_at=datetime.fromtimestamp(info.st_mtime, UTC),
+            fetched_at=found.since,
             is_proved=line is not None
             or (
                 wish.checksum is not None
                 and wish.checksum.lower() == other
-                and wish.size in {None, info.st_size}
+                and wish.size in {None, found.size}
             ),
         )
 
-    def _look(self, path: str) -> os.stat_result | None:
-        """What lies at *path*, which no link leads to; None when nothing does."""
+    def _look(self, path: str) -> Lying | None:
         if safe_path(path) != path:
             raise DatasetError(
                 f"expected the safe name of a file in the plan, got {path!r}: run "
                 "verify with --repair",
                 is_of_item=True,
             )
-        try:
-            return lstat_inside(self.root, path, is_own=self._is_own)
-        except DatasetError:
-            raise
-        except OSError as error:
-            raise DatasetError(
-                f"expected a place for a file, got {error.strerror} at "
-                f"{self.root / path}",
-                is_of_item=True,
-            ) from error
+        return self._depot.look(path)
 
     def occupied(self, path: str) -> DatasetError:
         """What to say of an item whose place another file has."""
-        hint = "run verify with --repair, or move it" if self._is_own else "move it"
+        is_own = self._depot.is_own
+        hint = "run verify with --repair, or move it" if is_own else "move it"
         return DatasetError(
-            f"expected no file at {self.root / path}, or the one that came; got "
+            f"expected no file at {self._depot.at(path)}, or the one that came; got "
             f"another: {hint} away, then retry",
             is_of_item=True,
         )
@@ -263,111 +228,43 @@ class Files:
         DatasetError
             Another run took over, or something came to lie in the way meanwhile.
         """
-        staged: list[tuple[Path, Kept]] = []
-        written: list[Path] = []
+        coming: list[Kept] = []
         lines: list[str] = []
-        with self._staging.fenced():
-            for result in results:
-                kept = result.kept
-                assert kept is not None
-                if kept.data == self.root / kept.path:  # it lay there
-                    home = self._home(result.key)
-                    self._staging.take_away(note_of(home))
-                    self._staging.take_away(home)
-                    continue
-                source = self._staging.path(f"file-{self._batches}-{len(staged)}")
-                if isinstance(kept.data, Path):  # its bytes are on the disk already
-                    self._name_again(kept.data, source)
-                else:
-                    source.write_bytes(kept.data)
-                    written.append(source)
-                staged.append((source, kept))
+        for result in results:
+            kept = result.kept
+            assert kept is not None
+            if kept.data is None:  # it lay there
+                self._let_go(self._home(result.key))
+            else:
+                coming.append(kept)
                 lines.append(_line_of(result, kept).to_json())
-            if not staged:
-                return
-            sync_all(sync_file, written)
-            crash_point("file-staged")
-            name = f"{PARTIAL}/{self._staging.run}-{self._batches:05d}.files"
+        if not coming:
+            return
+        ready = self._depot.prepare(
+            (one.path, one.data) for one in coming if one.data is not None
+        )
+        crash_point("file-staged")
+        name = f"{PARTIAL}/{self._staging.run}-{self._batches:05d}.files"
+        with self._staging.fenced():
             text = "".join(f"{line}\n" for line in lines)
             self._staging.path("note").write_text(text, encoding="utf-8")
         self._staging.publish("note", name, "note")
         self._notes.append(name)
         self._batches += 1
-        folders = _Folders(self.root, is_own=self._is_own)
-        for source, kept in staged:
-            with self._staging.fenced():
-                self._put(source, kept.path, folders)
-            crash_point("file-renamed")
-        folders.sync()
-        crash_point("file-durable")
-        for _, kept in staged:
-            if isinstance(kept.data, Path):
-                self._staging.take_away(kept.data)
-                self._staging.take_away(note_of(kept.data))
+        self._depot.put(ready)
+        for one in coming:
+            if isinstance(one.data, Path):
+                self._let_go(one.data)
 
-    @staticmethod
-    def _name_again(path: Path, source: Path) -> None:
-        """Give a second name: should a kill follow, the first one still leads to it."""
-        try:
-            os.link(path, source)
-        except FileNotFoundError:
-            raise
-        except OSError:  # no hard links here
-            path.rename(source)
-
-    def _put(self, source: Path, path: str, folders: _Folders) -> None:
-        target = self.root / path
-        try:
-            folders.make_for(path)
-            try:
-                link_or_rename(source, target, "file")
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                self._carry(source, target)
-        except FileExistsError:
-            if not self._is_alike(source, target):
-                raise DatasetError(
-                    f"expected no file at {target}, got one that another program put "
-                    "there just now: move it away and go on"
-                ) from None
-            sync_file(target)
-            folders.doubt(path)
-            source.unlink()
-
-    def _is_alike(self, source: Path, target: Path) -> bool:
-        """Whether a file that came to lie in the way is the one that was to lie there.
-
-        Two downloads that have files in common may go on at the same time.
-        """
-        if target.is_symlink() or target.stat().st_size != source.stat().st_size:
-            return False
-        with source.open("rb") as one, target.open("rb") as other:
-            while piece := one.read(_READ):
-                if other.read(_READ) != piece:
-                    return False
-                self._beat()  # others must see that this run lives
-        return True
-
-    def _carry(self, source: Path, target: Path) -> None:
-        """Move a file to another disk: copied under a hidden name, then renamed."""
-        sibling = target.with_name(f".{self._staging.run}-{_hash(target.name)}")
-        try:
-            with source.open("rb") as read, sibling.open("wb") as write:
-                while piece := read.read(_STEP):
-                    write.write(piece)
-                    self._beat()  # others must see that this run lives
-            sync_file(sibling)
-            self._staging.check()
-            link_or_rename(sibling, target, "file")
-        finally:
-            sibling.unlink(missing_ok=True)
-        source.unlink()
+    def _let_go(self, home: Path) -> None:
+        """Remove what is left of a file on its way."""
+        self._staging.take_away(note_of(home))
+        self._staging.take_away(home)
 
     def committed(self) -> None:
         """Forget the notes of what has been committed."""
         for name in self._notes:
-            self._staging.take_away(self._store.path(name))
+            self._staging.remove(name)
         self._notes = []
 
     # --- what earlier runs left -------------------------------------------------------
@@ -393,13 +290,13 @@ class Files:
         done = stored(sorted(set().union(*self._old_notes.values())))
         for name, labels in list(self._old_notes.items()):
             if labels <= done:
-                self._staging.take_away(self._store.path(f"{PARTIAL}/{name}"))
+                self._staging.remove(f"{PARTIAL}/{name}")
                 del self._old_notes[name]
 
     def tidy(self) -> None:
         """Remove what is left of files on their way: no item waits for one."""
         for name in self._store.names(PARTIAL):
-            self._staging.take_away(self._store.path(f"{PARTIAL}/{name}"))
+            self._staging.remove(f"{PARTIAL}/{name}")
 
 
 def read_note(store: LocalStore, name: str) -> Iterator[Line]:
@@ -426,89 +323,6 @@ def _line_of(result: ItemResult, kept: Kept) -> Line:
     )
 
 
-class _Folders:
-    """Folders on the way to new files, made once and looked at once."""
-
-    def __init__(self, root: Path, *, is_own: bool) -> None:
-        self._root = root
-        self._is_own = is_own
-        self._known: set[str] = set()
-        self._changed: set[str] = set()
-
-    def make_for(self, path: str) -> None:
-        """Make what is missing on the way to *path*.
-
-        Raises
-        ------
-        FileExistsError
-            Something lies at *path*.
-        """
-        root, is_own, known = self._root, self._is_own, self._known
-        if lstat_inside(root, path, is_own=is_own, known=known) is not None:
-            raise FileExistsError(path)
-        if not is_own:
-            root.mkdir(parents=True, exist_ok=True)
-        folder = str(root)
-        for name in ("", *path.split("/")[:-1]):
-            folder = f"{folder}{os.sep}{name}" if name else folder
-            if folder not in known:
-                # One that somebody else makes meanwhile is looked at the next time.
-                with suppress(FileExistsError):
-                    Path(folder).mkdir()
-                    known.add(folder)
-                    self._changed.add(str(Path(folder).parent))
-        self._changed.add(folder)
-
-    def doubt(self, path: str) -> None:
-        """Count the names on the way to *path* as new: they are somebody else's."""
-        folder = self._root / path
-        while folder != self._root:
-            folder = folder.parent
-            self._changed.add(str(folder))
-
-    def sync(self) -> None:
-        """Flush the new names to the disk."""
-        sync_all(sync_folder, map(Path, self._changed))
-
-
-def lstat_inside(
-    root: Path, path: str, *, is_own: bool, known: set[str] | None = None
-) -> os.stat_result | None:
-    """What lies at *path* below *root*, without following any link on the way.
-
-    *known* holds folders that need no look, and gets those that had one.
-
-    Raises
-    ------
-    DatasetError
-        A link, or something that is no folder, lies on the way; or what lies there is
-        no file.
-    """
-    here = str(root)
-    names = ["", *path.split("/")] if is_own else path.split("/")
-    info = None
-    for place, name in enumerate(names):
-        here = f"{here}{os.sep}{name}" if name else here
-        if known is not None and here in known:
-            continue
-        try:
-            info = os.lstat(here)
-        except FileNotFoundError:
-            return None
-        is_last = place == len(names) - 1
-        fits = stat.S_ISREG if is_last else stat.S_ISDIR
-        if not fits(info.st_mode):
-            kind = "a link" if stat.S_ISLNK(info.st_mode) else "something else"
-            raise DatasetError(
-                f"expected a {'file' if is_last else 'folder'}, got {kind} at {here}: "
-                "move it away, then retry",
-                is_of_item=True,
-            )
-        if known is not None and not is_last:
-            known.add(here)
-    return info
-
-
 async def _digests(path: Path, checksum: str | None) -> tuple[str, str]:
     """SHA-256 of a file, and the checksum that is as long as *checksum*."""
     names = {32: "md5", 40: "sha1"}
@@ -522,7 +336,7 @@ async def _digests(path: Path, checksum: str | None) -> tuple[str, str]:
         start = place
         with path.open("rb") as file:
             file.seek(place)
-            while place < start + _STEP and (piece := file.read(_READ)):
+            while place < start + _STEP and (piece := file.read(READ)):
                 whole.update(piece)
                 if name != "sha256":
                     other.update(piece)

@@ -375,8 +375,8 @@ class Kept:
 
     path: str
     """Below the directory of files; safe, and this item's alone."""
-    data: bytes | Path
-    """They, or the file that holds them: a partial one, or in its place already."""
+    data: bytes | Path | None
+    """They, or the partial file that holds them; None when it is in its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,10 @@ SCHEMES = ("s3", "gs", "az")
 
 # How long a server may be away: as long as signatures and payloads stay good.
 PATIENCE = timedelta(minutes=3)
-# A part of 128 MiB at 4 Mbit/s.
+# What a request may take: a part of 128 MiB at less than 4 Mbit/s. One for more bytes
+# may take longer.
 REQUEST_SECONDS = 300
+SLOWEST = 450_000  # bytes a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +214,19 @@ def _profile() -> Mapping[str, str]:
     return found
 
 
-def connect(place: ObjectStore) -> Any:
-    """Obstore's view of the objects below *place*."""
+def connect(place: ObjectStore, seconds: int = REQUEST_SECONDS) -> Any:
+    """Obstore's view of the objects below *place*.
+
+    Parameters
+    ----------
+    seconds
+        What a request may take.
+
+    Raises
+    ------
+    ConfigurationError
+        The library is not installed, or credentials are not what they should be.
+    """
     try:
         from obstore import exceptions, store  # noqa: PLC0415 - an extra
     except ImportError:
@@ -231,11 +244,13 @@ def connect(place: ObjectStore) -> Any:
             client_options={
                 "allow_http": is_plain,
                 "connect_timeout": timedelta(seconds=10),
-                "timeout": timedelta(seconds=REQUEST_SECONDS),
+                "timeout": timedelta(seconds=seconds),
             },
             retry_config={
                 "max_retries": 1000,  # the time is what ends it
-                "retry_timeout": PATIENCE,
+                # A request that broke off late is made once more.
+                "retry_timeout": PATIENCE
+                + timedelta(seconds=seconds - REQUEST_SECONDS),
                 "backoff": {"max_backoff": timedelta(seconds=5)},
             },
             **options,

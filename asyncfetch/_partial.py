@@ -148,6 +148,8 @@ class Partial:
         What the service says of the file.
     has_begun
         Whether an earlier run may have left some of it.
+    most
+        Length of the largest file that its place takes.
     """
 
     def __init__(
@@ -158,7 +160,9 @@ class Partial:
         wish: FileWish,
         *,
         has_begun: bool = True,
+        most: int | None = None,
     ) -> None:
+        self._most = most
         self._home = path
         self._note_path = note_of(path)
         self._staging = staging
@@ -207,7 +211,8 @@ class Partial:
         Raises
         ------
         IntegrityError
-            It would be a part that does not fit. The next attempt starts over.
+            It would be a part that does not fit, and the next attempt starts over; or
+            the whole is too large for its place.
         """
         if status == 206:
             try:
@@ -229,7 +234,17 @@ class Partial:
                     total=_length(headers),
                     synced=0,
                 )
+            self._check_room(_length(headers) or 0)
         return status == 200
+
+    def _check_room(self, size: int) -> None:
+        if self._most is not None and size > self._most:
+            raise IntegrityError(
+                f"expected at most {self._most} bytes, which is what an object store "
+                f"takes in one request, got {size} from {self._url}: fetch it into a "
+                "directory",
+                is_final=True,
+            )
 
     def _go_on(self, headers: Mapping[str, str]) -> None:
         if self._note is None or not self.size:
@@ -269,6 +284,7 @@ class Partial:
             assert self._file is not None
             # Woken up after a takeover, a writer ends here.
             self._staging.check()
+            self._check_room(self.size)
             self._file.writelines(self.pieces)
             self._file.flush()
             self.pieces, self._held = [], 0

@@ -130,8 +130,8 @@ class LocalStore:
         """The directory that all names are below."""
         return self._root
 
-    holds_files = True
-    """Whether stored files may lie in it."""
+    lost: DatasetError | None = None
+    """Why it can no more be asked; of no use to ask again."""
     filesystem: Any = None
     """What Arrow reads through; None is what it takes for files."""
 
@@ -300,6 +300,10 @@ class Staging:
             path.unlink(missing_ok=True)
             return
         gone.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """The same for a file of the dataset, by its name."""
+        self.take_away(self._store.path(name))
 
     def discard(self) -> None:
         """End: nothing that was not published stays."""

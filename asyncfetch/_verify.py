@@ -124,16 +124,16 @@ def verify(
                 staging.check()
             lock.beat()
 
-        audit = _Audit(store, beat, with_files=True)
+        audit = _Audit(store, beat, staging)
         for one in audit.notes:
             note(one)
         problems = audit.problems
         if repair:
             if audit.files is not None:
-                audit.files.repair(staging, audit.untrusted_items)
+                audit.files.repair(audit.untrusted_items)
             _repair(store, staging, beat, audit)
             if audit.files is not None:
-                audit.files.clear(staging)
+                audit.files.clear()
     finally:
         staging.discard()
         lock.release(erase=True)
@@ -221,12 +221,17 @@ def _trouble_of_rows(items: pa.Table, commit: Commit) -> tuple[str, str] | None:
 class _Audit:
     """What is found when everything is read and compared.
 
+    Stored files only with *staging*, the way to change them.
+
     The plan rows of follow-ups hang on the commit that lists them, and the items of
     these on those plan rows; so distrust spreads until what is left agrees with itself.
     """
 
     def __init__(
-        self, store: LocalStore, beat: Callable[[], None], *, with_files: bool = False
+        self,
+        store: LocalStore,
+        beat: Callable[[], None],
+        staging: Staging | None = None,
     ) -> None:
         self._store = store
         self._beat = beat
@@ -245,8 +250,8 @@ class _Audit:
         self._record = self._read_record()
         self._sealed = self._record is not None and self._record.format > 1
         self.files: FilesAudit | None = None
-        if with_files and self._record is not None and self._record.files is not None:
-            self.files = FilesAudit(store, self._record)
+        if staging is not None and self._record is not None and self._record.files:
+            self.files = FilesAudit(store, self._record, staging, beat)
         lost_blocks = self._read_plan()
         self._read_commits()
         self._compare_origins()
@@ -255,6 +260,8 @@ class _Audit:
         self._find_strays()
         self._compare_reports()
         self.untrusted += lost_blocks
+        if store.lost is not None:  # what could not be read need not be damaged
+            raise store.lost
 
     @property
     def untrusted_items(self) -> list[str]:

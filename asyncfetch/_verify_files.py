@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asyncfetch._files import OWN, PARTIAL, Line, lstat_inside, read_note
+from asyncfetch._depot import OWN, depot_of
+from asyncfetch._files import PARTIAL, Line, read_note
 from asyncfetch._ledger import ITEMS, Ledger, PlanRecord, opened
-from asyncfetch._names import safe_path
 from asyncfetch._store import LocalStore, Staging
 from asyncfetch.errors import DatasetError
 
 _COLUMNS = "path bytes sha256 url http_status etag last_modified".split()
-_READ = 1 << 20
 
 
 class FilesAudit:
@@ -29,12 +25,17 @@ class FilesAudit:
     than was lost.
     """
 
-    def __init__(self, store: LocalStore, record: PlanRecord) -> None:
+    def __init__(
+        self,
+        store: LocalStore,
+        record: PlanRecord,
+        staging: Staging,
+        beat: Callable[[], None],
+    ) -> None:
         assert record.files is not None
         self._store = store
-        self._record = record
-        self._is_own = record.files == OWN
-        self._root = store.path(OWN) if self._is_own else Path(record.files)
+        self._staging = staging
+        self._depot = depot_of(store, staging, record.files, beat)
         self._claimed: set[int] = set()  # hashes: a million paths would be large
         self._damaged: list[str] = []
         self._strays: list[str] = []
@@ -45,16 +46,12 @@ class FilesAudit:
         Raises
         ------
         DatasetError
-            The items file cannot be read.
+            The items file cannot be read, or the place of the files not be reached.
         """
-        for row in self._rows(items).to_pylist():
-            path = self._path_of(row["path"])
-            if path is None:
-                text = f"expected a name below {self._root}, got one that is not safe"
-                yield "file", row["path"], text
-                continue
-            self._claimed.add(hash(path))
-            trouble = self._trouble(path, row)
+        rows = self._rows(items).to_pylist()
+        for row, trouble in zip(
+            rows, self._depot.each(self._trouble, rows), strict=True
+        ):
             if trouble is not None:
                 yield "file", row["path"], trouble
 
@@ -63,27 +60,27 @@ class FilesAudit:
             rows = file.read(columns=_COLUMNS)
         return rows.filter(pc.is_valid(rows.column("path")))
 
-    def _path_of(self, label: str) -> str | None:
-        """The path below the directory of files; None when it leads elsewhere."""
-        start = f"{OWN}/" if self._is_own else str(self._root / "_")[:-1]
-        path = label.removeprefix(start)
-        if not self._is_own:
-            path = path.replace(os.sep, "/")
-        return path if path != label and safe_path(path) == path else None
-
-    def _trouble(self, path: str, row: dict[str, Any]) -> str | None:
+    def _trouble(self, row: dict[str, Any]) -> str | None:
+        depot = self._depot
+        path = depot.path_of(row["path"])
+        if path is None:
+            where = depot.at("")
+            return f"expected a name below {where}, got one that is not safe"
+        self._claimed.add(hash(path))
         try:
-            info = lstat_inside(self._root, path, is_own=self._is_own)
-            if info is None:
+            found = depot.look(path)
+            if found is None:
                 return "expected a stored file, got none"
-            if info.st_size == row["bytes"]:
-                got = _sha256(self._root / path)
+            if found.size == row["bytes"]:
+                got = depot.sha256(path)
                 if got == row["sha256"]:
                     return None
                 text = f"expected SHA-256 {row['sha256']}, got {got}"
             else:
-                text = f"expected {row['bytes']} bytes, got {info.st_size}"
+                text = f"expected {row['bytes']} bytes, got {found.size}"
         except DatasetError as error:  # a link: it is not ours, and stays
+            if not getattr(error, "is_of_item", False):
+                raise
             return str(error)
         except OSError as error:
             return f"expected a stored file, got {error.strerror}"
@@ -95,14 +92,14 @@ class FilesAudit:
 
         In a directory of the user's there may be anything.
         """
-        if not self._is_own:
+        if not self._depot.is_own:
             return
         for name in self._store.names(PARTIAL):
             if name.endswith(".files"):  # put there by a run that was killed
                 self._claimed.update(
                     hash(line.path) for line in read_note(self._store, name)
                 )
-        self._strays = [one for one in _walk(self._root) if self._is_stray(one)]
+        self._strays = [one for one in self._depot.paths() if self._is_stray(one)]
         for path in self._strays:
             text = "expected stored files, got what no item speaks of"
             yield "stray-file", f"{OWN}/{path}", text
@@ -110,7 +107,7 @@ class FilesAudit:
     def _is_stray(self, path: str) -> bool:
         return hash(path) not in self._claimed
 
-    def repair(self, staging: Staging, untrusted: Iterable[str]) -> None:
+    def repair(self, untrusted: Iterable[str]) -> None:
         """Remove damaged files; note the others of commits that are to be removed."""
         lines = []
         for items in untrusted:
@@ -119,46 +116,27 @@ class FilesAudit:
             except DatasetError:
                 continue
             for row in rows:
-                path = self._path_of(row["path"])
+                path = self._depot.path_of(row["path"])
                 if path is not None and row["sha256"] is not None:
                     lines.append(Line(**{**row, "path": path}).to_json() + "\n")
         if lines:
+            staging = self._staging
             staging.path("note").write_text("".join(lines), encoding="utf-8")
             staging.publish("note", f"{PARTIAL}/{staging.run}-repair.files", "note")
         for path in self._damaged:
-            staging.take_away(self._root / path)
+            self._depot.remove(path)
 
-    def clear(self, staging: Staging) -> None:
+    def clear(self) -> None:
         """Remove stray files where an item of the repaired plan is to lie."""
         if not self._strays:
             return
         planned = {hash(path) for path in self._planned()}
         for path in self._strays:
             if hash(path) in planned:
-                staging.take_away(self._root / path)
+                self._depot.remove(path)
 
     def _planned(self) -> Iterator[str]:
         try:
             yield from Ledger(self._store, None).paths()
         except DatasetError:  # the plan is damaged, too: told by others
             return
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Paths of all that is no folder below *root*; links are not followed."""
-    if root.is_symlink():
-        yield "."
-        return
-    for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        links = [name for name in folders if (here / name).is_symlink()]
-        for name in sorted([*files, *links]):
-            yield (here / name).relative_to(root).as_posix()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_READ):
-            digest.update(piece)
-    return digest.hexdigest()

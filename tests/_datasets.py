@@ -206,7 +206,7 @@ def _in_place(
     said = found.is_proved or is_damaged
     assert said, "a file came to its place before a note said so"
     path = result.kept.path
-    return replace(result, kept=Kept(path=path, data=writer.files.root / path))
+    return replace(result, kept=Kept(path=path, data=None))
 
 
 def download(
@@ -241,7 +241,5 @@ def files_in(folder: Path) -> dict[str, bytes]:
 if __name__ == "__main__":
     if sys.argv[2:] == ["compact"]:
         compact(sys.argv[1])
-    elif "://" in sys.argv[1]:
-        download(sys.argv[1])
     else:
-        download(Path(sys.argv[1]), files="_files")
+        download(sys.argv[1], files="_files")

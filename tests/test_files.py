@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from urllib.parse import unquote
 
 import anyio.to_thread
@@ -330,8 +331,9 @@ def meanwhile(monkeypatch):
 
     def late(files, results):
         for path, data in content.items():
-            (files.root / path).parent.mkdir(parents=True, exist_ok=True)
-            (files.root / path).write_bytes(data)
+            place = Path(files.label(path))
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(data)
         content.clear()
         publish(files, results)
 

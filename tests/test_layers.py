@@ -34,7 +34,8 @@ ALLOWED = {
     "_names": set(),
     # Bytes on their way to a stored file are kept by the rules of the store.
     "_partial": {"_body", "_model", "_store", "errors"},
-    "_files": {"_body", "_model", "_names", "_partial", "_store", "errors"},
+    "_depot": {"_bucket", "_names", "_store", "errors"},
+    "_files": {"_body", "_depot", "_model", "_names", "_partial", "_store", "errors"},
     "_transport": {"_auth", "_body", "_model", "_partial", "_threads", "errors"},
     "_absence": set(),
     "_exchange": {
@@ -63,6 +64,7 @@ ALLOWED = {
     "_bucket": {"_objects", "_store", "errors"},
     "_ledger": {"_bucket", "_model", "_objects", "_store", "errors"},
     "_dataset": {
+        "_depot",
         "_files",
         "_ledger",
         "_model",
@@ -80,7 +82,7 @@ ALLOWED = {
         "_verify_files",
         "errors",
     },
-    "_verify_files": {"_files", "_ledger", "_names", "_store", "errors"},
+    "_verify_files": {"_depot", "_files", "_ledger", "_store", "errors"},
     "_progress": {"_model"},
     "_engine": {
         "_body",
