@@ -630,8 +630,12 @@ class _BucketStaging(Staging):
         numbers = [int(one) for one in self._bucket.fence_numbers()]
         if max(numbers, default=-1) == self._number:
             return
-        # While the other run still finds out what is there, it may find this, too.
-        if name is not None and not self._bucket.fence().lets(PurePosixPath(name).name):
+        # While the other run still finds out what is there, it may find this, too. A
+        # note comes before what it speaks of, and nothing of that will come.
+        if name is not None and (
+            name.endswith(".files")
+            or not self._bucket.fence().lets(PurePosixPath(name).name)
+        ):
             self._bucket.remove(name)
         raise self._taken_over()
 

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 import asyncfetch
-from asyncfetch import ObjectStore, _bucket, _cli, _objects, testing
+from asyncfetch import ObjectStore, _bucket, _cli, _depot, _files, _objects, testing
 from asyncfetch._bucket import OBJECT_POINTS
 from asyncfetch._compact import compact
 from asyncfetch._dataset import View, Writer
@@ -37,6 +38,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL ther
 
 BUCKET = "some-bucket"
 numbers = itertools.count()
+RECORD = replace(made_up.RECORD, files="_files")
+download = functools.partial(made_up.download, files="_files")
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +109,31 @@ def bare_rows(dest: str) -> list[tuple[int, str]]:
     import pyarrow.parquet as pq
 
     rows: list[tuple[int, str]] = []
-    prefix = dest.removeprefix(f"s3://{BUCKET}/")
     for name in objects(dest):
         if "/" not in name:
-            body = client().get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")["Body"]
-            table = pq.read_table(pa.BufferReader(body.read()), columns=["id", "key"])
+            part = pa.BufferReader(content(dest, name))
+            table = pq.read_table(part, columns=["id", "key"])
             rows += zip(*table.to_pydict().values(), strict=True)
     return sorted(rows)
+
+
+def content(dest: str, name: str) -> bytes:
+    """What an object holds."""
+    key = f"{dest.removeprefix(f's3://{BUCKET}/')}/{name}"
+    body: bytes = client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    return body
+
+
+def files_in(dest: str) -> dict[str, bytes]:
+    """Stored files, by their paths."""
+    names = [one for one in objects(dest) if one.startswith("_files/")]
+    return {name.removeprefix("_files/"): content(dest, name) for name in names}
+
+
+def put(dest: str, name: str, data: bytes) -> None:
+    """Put an object in the place of whatever is there, as others may."""
+    key = f"{dest.removeprefix(f's3://{BUCKET}/')}/{name}"
+    client().put_object(Bucket=BUCKET, Key=key, Body=data)
 
 
 def copied(source: str, target: str, *, but: str = "/lock") -> str:
@@ -136,6 +157,11 @@ def assert_whole(dest: str) -> None:
     rows = view.rows.to_table(columns=["id", "key"]).to_pydict().values()
     assert sorted(zip(*rows, strict=True)) == expected
     assert bare_rows(dest) == expected
+    assert files_in(dest) == {
+        f"some/{key}.txt": made_up.content_of(key)
+        for key in made_up.KEYS - made_up.MISSING
+    }
+    assert not [one for one in objects(dest) if "/partial/" in one]
     keys = [row["key"] for row in view.items.to_pylist()]
     assert sorted(keys) == sorted(made_up.KEYS)
     assert verify(dest) == []
@@ -148,7 +174,7 @@ def hurried(dest: str) -> Writer:
     clock = itertools.count(0, 30)
     return Writer.open(
         dest,
-        made_up.RECORD,
+        RECORD,
         made_up.SCHEMA,
         clock=lambda: float(next(clock)),
         sleep=lambda _: None,
@@ -160,11 +186,11 @@ def hurried(dest: str) -> Writer:
 
 def test_a_dataset_comes_out_as_in_a_directory(dest: str, tmp_path: Path) -> None:
     local = tmp_path / "local"
-    asked = made_up.download(local)
+    asked = download(local)
 
-    assert made_up.download(dest) == asked
+    assert download(dest) == asked
     assert_whole(dest)
-    assert made_up.download(dest) == []
+    assert download(dest) == []
     columns = ["key", "outcome", "rows", "first_row", "bytes", "detail"]
     here, there = (View(one).items.select(columns) for one in (local, dest))
     assert here.sort_by("key").equals(there.sort_by("key"))
@@ -173,7 +199,7 @@ def test_a_dataset_comes_out_as_in_a_directory(dest: str, tmp_path: Path) -> Non
     assert compact(dest).parts == 1
     assert_whole(dest)
     assert compact(dest).merged == 0
-    assert made_up.download(dest) == []
+    assert download(dest) == []
     source = View(dest).source_of(View(dest).items["part"].drop_null()[0].as_py(), 0)
     assert source["first_row"] == 0
 
@@ -194,7 +220,7 @@ def test_the_command_line_looks_after_a_dataset(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made_up.download(dest)
+    download(dest)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # the option wins
     there = [dest, "--endpoint-url", service]
 
@@ -213,17 +239,15 @@ def test_the_command_line_looks_after_a_dataset(
 
 
 def test_repair_makes_what_is_lost_be_asked_again(dest: str) -> None:
-    made_up.download(dest)
+    download(dest)
     part = next(name for name in objects(dest) if name.endswith(".parquet"))
-    prefix = dest.removeprefix(f"s3://{BUCKET}/")
-    body = client().get_object(Bucket=BUCKET, Key=f"{prefix}/{part}")["Body"].read()
-    broken = body[:-200] + bytes([body[-200] ^ 1]) + body[-199:]
-    client().put_object(Bucket=BUCKET, Key=f"{prefix}/{part}", Body=broken)
+    body = content(dest, part)
+    put(dest, part, body[:-200] + bytes([body[-200] ^ 1]) + body[-199:])
 
     for repair in (False, True):
         assert "part" in [one.code for one in verify(dest, repair=repair)]
     assert verify(dest) == []
-    assert made_up.download(dest)
+    assert download(dest)
     assert_whole(dest)
 
 
@@ -241,10 +265,11 @@ def begun() -> str:
 
 # Before each put and behind it, and behind the look that follows where the put may be
 # the commit; none between which nothing happens there.
+WHAT = ("block", "follow", "note", "file", "items", "part", "run")
 PUTS = (
     *("open-announced", "takeover-dropped", "plan-renamed", "close-emptied"),
-    *(f"{what}-staged" for what in ("block", "follow", "items", "part", "run")),
-    *(f"{what}-renamed" for what in ("block", "follow", "items", "part", "run")),
+    *(f"{what}-staged" for what in WHAT),
+    *(f"{what}-renamed" for what in WHAT),
     "part-durable",
 )
 COMPACTION_PUTS = (
@@ -267,7 +292,7 @@ def test_run_killed_at_a_point_is_finished_by_the_next(
     die_at(point, dest)
     there = final_keys(dest) if "_asyncfetch/plan.json" in objects(dest) else set()
 
-    asked = made_up.download(dest)  # at once: its holder is known to be dead
+    asked = download(dest)  # at once: its holder is known to be dead
 
     assert not there & set(asked)
     assert_whole(dest)
@@ -283,7 +308,7 @@ def test_compaction_killed_at_a_point_changes_nothing(
     die_at(point, dest, "compact")
 
     assert made_up.all_rows(dest) == made_up.expected_rows(made_up.KEYS)
-    assert made_up.download(dest) == []
+    assert download(dest) == []
     compact(dest)
     assert_whole(dest)
 
@@ -291,7 +316,7 @@ def test_compaction_killed_at_a_point_changes_nothing(
 @pytest.fixture(scope="module")
 def finished() -> str:
     dest = f"s3://{BUCKET}/finished"
-    made_up.download(dest)
+    download(dest)
     return dest
 
 
@@ -302,17 +327,18 @@ def test_second_writer_is_refused_while_the_counter_of_the_first_moves(
     dest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_bucket, "BEAT", 0.0)
-    first = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
+    first = Writer.open(dest, RECORD, made_up.SCHEMA)
     with pytest.raises(DatasetError, match=f"at work in {dest} .*{first.run}"):
-        Writer.open(
-            dest, made_up.RECORD, made_up.SCHEMA, sleep=lambda _: first.heartbeat()
-        )
+        Writer.open(dest, RECORD, made_up.SCHEMA, sleep=lambda _: first.heartbeat())
     made_up.fetch(first)
     first.close()
     assert_whole(dest)
 
 
-POINTS = ("items-staged", "items-renamed", "part-staged", "part-renamed")
+POINTS = (
+    *("note-staged", "note-renamed", "file-staged", "file-durable"),
+    *("items-staged", "items-renamed", "part-staged", "part-renamed"),
+)
 
 
 @pytest.mark.parametrize("pause", ["fence-claimed", "end"])
@@ -321,7 +347,8 @@ def test_writer_that_slept_in_its_commit_adds_nothing_after_a_takeover(
     point: str, pause: str, begun: str, dest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied(begun, dest)
-    monkeypatch.setattr(_bucket, "crash_point", reach)
+    for module in (_bucket, _depot, _files):
+        monkeypatch.setattr(module, "crash_point", reach)
     sleeper = Writer.open(dest, None, made_up.SCHEMA)
     for planned in made_up.flat(sleeper.pending())[:2]:
         sleeper.add(made_up.result_of(planned))
@@ -374,8 +401,7 @@ def test_two_that_begin_at_once_do_not_both_go_on(
     monkeypatch.setattr(_bucket._Lease, "_free", lambda _: "overwrite")
     ends: list[BaseException | None] = []
     threads = [
-        Stepped(lambda: made_up.download(dest), frozenset({"fence-claimed"}))
-        for _ in range(2)
+        Stepped(lambda: download(dest), frozenset({"fence-claimed"})) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -390,20 +416,19 @@ def test_two_that_begin_at_once_do_not_both_go_on(
 
 
 def test_part_that_came_late_is_seen_by_nobody_and_goes(dest: str) -> None:
-    made_up.download(dest)
+    download(dest)
     names = [one for one in objects(dest) if "-00000." in one]
-    prefix = dest.removeprefix(f"s3://{BUCKET}/")
     for name in names:
-        body = client().get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")["Body"].read()
+        body = content(dest, name)
         late = name.replace("-00000.", "-00077.")
-        made_up.download(dest)  # a new run: what is older ends here
-        client().put_object(Bucket=BUCKET, Key=f"{prefix}/{late}", Body=body)
+        download(dest)  # a new run: what is older ends here
+        put(dest, late, body)
         assert late.rpartition("/")[2] not in store_at(dest).names(
             late.rpartition("/")[0]
         )
     assert made_up.all_rows(dest) == made_up.expected_rows(made_up.KEYS)
     assert verify(dest) == []
-    made_up.download(dest)
+    download(dest)
     assert_whole(dest)
 
 
@@ -411,18 +436,18 @@ def test_dataset_that_went_on_elsewhere_can_be_copied_over(
     begun: str, finished: str, dest: str
 ) -> None:
     copied(begun, dest)
-    made_up.download(dest)
+    download(dest)
     for name in objects(dest):
         if "fence" not in name:
             store_at(dest).remove(name)
     copied(finished, dest, but="/fence/")
     assert_whole(dest)
-    assert made_up.download(dest) == []
+    assert download(dest) == []
     assert_whole(dest)
 
 
 def test_put_that_was_sent_twice_is_our_own(dest: str) -> None:
-    writer = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
+    writer = Writer.open(dest, RECORD, made_up.SCHEMA)
     staging = writer._staging
     for name, content, is_fine in (("a", b"x", True), ("b", b"y", False)):
         staging.path("staged").write_bytes(b"x")
@@ -442,7 +467,7 @@ def test_put_that_was_sent_twice_is_our_own(dest: str) -> None:
 def test_outage_in_the_middle_is_waited_for(
     state: str, dest: str, road: _s3.Road
 ) -> None:
-    writer = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
+    writer = Writer.open(dest, RECORD, made_up.SCHEMA)
     for planned in made_up.enumerate_rest(writer):
         writer.add(made_up.result_of(planned))
     road.state, road.reopen_after = state, 4
@@ -457,7 +482,7 @@ def test_outage_that_lasts_ends_the_run_and_not_the_dataset(
     dest: str, road: _s3.Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_objects, "PATIENCE", timedelta(seconds=0.5))
-    writer = Writer.open(dest, made_up.RECORD, made_up.SCHEMA)
+    writer = Writer.open(dest, RECORD, made_up.SCHEMA)
     planned = list(made_up.enumerate_rest(writer))
     for one in planned[:2]:
         writer.add(made_up.result_of(one))
@@ -482,7 +507,7 @@ def test_bucket_that_disappears_is_said_in_a_line(
 ) -> None:
     place = ObjectStore("s3://short-lived")
     create_bucket(place)
-    writer = Writer.open("s3://short-lived/a", made_up.RECORD, made_up.SCHEMA)
+    writer = Writer.open("s3://short-lived/a", RECORD, made_up.SCHEMA)
     for planned in made_up.enumerate_rest(writer):
         writer.add(made_up.result_of(planned))
     s3 = client()
@@ -520,7 +545,7 @@ def test_wrong_credentials_are_said_in_a_line_without_them(
 def test_dataset_that_may_only_be_read_can_be_verified(
     dest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made_up.download(dest)
+    download(dest)
 
     def refuse(*_: object, **__: object) -> None:
         raise obstore.exceptions.PermissionDeniedError("<Code>AccessDenied</Code>")
@@ -534,7 +559,7 @@ def test_dataset_that_may_only_be_read_can_be_verified(
 def test_anonymous_requests_are_not_signed(
     dest: str, road: _s3.Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made_up.download(dest)
+    download(dest)
     assert any(b"authorization:" in head.lower() for head in road.heads)
     road.heads.clear()
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -565,12 +590,6 @@ def test_odd_places_are_refused_without_showing_secrets(url: str, text: str) -> 
     assert "hidden" not in str(told.value)
 
 
-def test_files_are_not_stored_there(dest: str) -> None:
-    with pytest.raises(ConfigurationError, match="expected a directory for a dataset"):
-        made_up.download(dest, files="_files")
-    assert objects(dest) == {}
-
-
 def test_no_credentials_at_all_are_said(
     dest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -582,7 +601,7 @@ def test_no_credentials_at_all_are_said(
 def test_profiles_of_the_aws_tools_are_read(
     dest: str, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made_up.download(dest)
+    download(dest)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name)
     (tmp_path / ".aws").mkdir()
