@@ -377,6 +377,9 @@ class BucketStore(LocalStore):
         found = self.read(name)
         return None if found is None else found[0].decode()
 
+    def write_text(self, name: str, text: str) -> None:
+        self.put(name, text.encode(), "overwrite")
+
     def remove(self, name: str) -> None:
         import obstore  # noqa: PLC0415
 

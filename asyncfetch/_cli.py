@@ -721,6 +721,8 @@ def mirror(
     concurrency: Concurrency = None,
     contact: Contact = None,
     base_url: BaseUrl = None,
+    endpoint_url: EndpointUrl = None,
+    anonymous: Anonymous = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
@@ -729,13 +731,10 @@ def mirror(
 ) -> int:
     """Fetch neurons, their traces and files in one pass; go on where it stopped."""
     from asyncfetch import _mirror  # noqa: PLC0415
+    from asyncfetch._objects import below  # noqa: PLC0415
 
     if service != "neuromorpho":
         raise ConfigurationError(f"expected neuromorpho to mirror, got {service!r}")
-    if "://" in output:
-        raise ConfigurationError(
-            f"expected a directory for a mirror, got {output}: it stores files"
-        )
     client, name = _open(
         f"{service}/traces",
         base_url,
@@ -744,13 +743,13 @@ def mirror(
         contact=contact,
     )
     filters = filters_of(words, client.table(name).description)
-    root = Path(output)
+    root = _place(output, endpoint_url, anonymous=anonymous)
 
     def run(plan: Plan, table: str, files: str | None) -> int:
         return _download(
             client,
             plan,
-            str(root / table),
+            below(root, table),
             files=files,
             quiet=quiet,
             as_json=as_json,
@@ -771,12 +770,15 @@ def cite(
     dest: Dest,
     *,
     form: Annotated[str, typer.Option("--format", help="md, bibtex or csl.")] = "md",
+    endpoint_url: EndpointUrl = None,
+    anonymous: Anonymous = False,
     debug: Debug = False,  # noqa: ARG001 - read before the parser runs
 ) -> None:
     """Print what is to be cited by those who use what DEST holds."""
     from asyncfetch import _mirror  # noqa: PLC0415
 
-    print(_mirror.citation(dest, form), end="")
+    place = _place(dest, endpoint_url, anonymous=anonymous)
+    print(_mirror.citation(place, form), end="")
 
 
 @app.command()

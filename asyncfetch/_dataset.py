@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from asyncfetch._depot import OWN
+from asyncfetch._depot import OWN, depot_of
 from asyncfetch._files import Files
 from asyncfetch._ledger import (
     FORMAT,
@@ -68,7 +68,7 @@ from asyncfetch._model import (
     Json,
     PlannedItem,
 )
-from asyncfetch._names import Names
+from asyncfetch._names import Names, safe_path
 from asyncfetch._objects import Destination
 from asyncfetch._store import RECORDS, LocalStore, Lock, Staging, crash_point
 from asyncfetch.errors import DatasetError
@@ -1036,6 +1036,29 @@ class View:
                 f"was opened, got others: it was compacted since; open it again "
                 f"({' '.join(str(error).split())})"
             ) from error
+
+    def file(self, path: str) -> Iterator[bytes]:
+        """The bytes of a stored file, from wherever it lies, some at a time.
+
+        Parameters
+        ----------
+        path
+            As the items have it, or from the directory of files on.
+
+        Raises
+        ------
+        LookupError
+            No stored file of the dataset can be called that.
+        FileNotFoundError
+            It is not there: verify says more.
+        """
+        if self.plan.files is not None:
+            staging = self._store.staging("")
+            depot = depot_of(self._store, staging, self.plan.files, beat=lambda: None)
+            below = depot.path_of(path) or path
+            if safe_path(below) == below:
+                return depot.pieces(below)
+        raise LookupError(f"expected the path of a stored file, got {path!r}")
 
     def failed(self, limit: int = 100) -> list[FailedItem]:
         """The first items that failed in the end, each with its latest reason."""

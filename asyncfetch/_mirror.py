@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncfetch._dataset import open_dataset
+from asyncfetch._ledger import store_at, stored_plan
 from asyncfetch._model import ODD_RECORD
+from asyncfetch._objects import Destination, below
 from asyncfetch.errors import ConfigurationError
 from asyncfetch.services._papers import cited
 
@@ -44,20 +45,20 @@ def neurons_plan(client: Client, filters: Mapping[str, Any]) -> Plan:
     return table.plan(**own)
 
 
-def traces_plan(client: Client, filters: Mapping[str, Any], root: Path) -> Plan:
+def traces_plan(client: Client, filters: Mapping[str, Any], root: Destination) -> Plan:
     """The plan for the traces of the records that lie in a mirror."""
-    rows = open_dataset(root / "neurons").rows.to_table(columns=list(_COLUMNS))
+    rows = open_dataset(below(root, "neurons")).rows.to_table(columns=list(_COLUMNS))
     plan = client.table("traces").plan(**filters)
     source: Any = plan.source
     return replace(plan, source=replace(source, known=rows.sort_by("neuron_id")))
 
 
-def is_readable(root: Path) -> bool:
+def is_readable(root: Destination) -> bool:
     """Whether all records of a mirror have been asked for, and came.
 
     One that gives no row stays failed, and is none that traces could wait for.
     """
-    view = open_dataset(root / "neurons")
+    view = open_dataset(below(root, "neurons"))
     state = view.state()
     items = view.items.select(["key", "diagnostics"]).to_pylist()
     odd = {one["key"] for one in items if ODD_RECORD in one["diagnostics"]}
@@ -65,13 +66,13 @@ def is_readable(root: Path) -> bool:
     return state.plan_complete and not state.pending and failed == len(odd)
 
 
-def leave_citation(root: Path) -> None:
+def leave_citation(root: Destination) -> None:
     """Write what is to be cited beside the datasets of a mirror."""
-    text = cited(open_dataset(root / "neurons").details(), "md")
-    (root / "CITATION.md").write_text(text, encoding="utf-8")
+    text = cited(open_dataset(below(root, "neurons")).details(), "md")
+    store_at(root).write_text("CITATION.md", text)
 
 
-def citation(dest: str, form: str) -> str:
+def citation(dest: Destination, form: str) -> str:
     """What is to be cited of a dataset, or of a mirror.
 
     Raises
@@ -79,9 +80,9 @@ def citation(dest: str, form: str) -> str:
     ConfigurationError
         It is of a service that asks for nothing, or there is no such format.
     """
-    if (Path(dest) / "neurons" / "_asyncfetch").is_dir():
-        dest = str(Path(dest) / "neurons")
-    view = open_dataset(dest)
+    neurons = below(dest, "neurons")
+    is_mirror = stored_plan(store_at(neurons)) is not None
+    view = open_dataset(neurons if is_mirror else dest)
     plan = view.plan
     if plan.service != "neuromorpho" or plan.table == "literature":
         raise ConfigurationError(

@@ -9,7 +9,7 @@ import configparser
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -87,6 +87,13 @@ class ObjectStore:
 
 Destination: TypeAlias = str | Path | ObjectStore
 """Where a dataset is: a directory, or a place on an object store."""
+
+
+def below(dest: Destination, name: str) -> Destination:
+    """The place *name* below *dest*."""
+    if isinstance(dest, ObjectStore):
+        return replace(dest, url=f"{dest}/{name}")
+    return f"{dest}/{name}" if "://" in str(dest) else Path(dest) / name
 
 
 def create_bucket(place: ObjectStore) -> None:

@@ -196,6 +196,10 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def write_text(self, name: str, text: str) -> None:
+        """Make a small file, in the place of an earlier one, that nothing relies on."""
+        self.path(name).write_text(text, encoding="utf-8")
+
     def remove(self, name: str) -> None:
         """Take a file away, if it is there."""
         self.path(name).unlink(missing_ok=True)

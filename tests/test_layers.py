@@ -121,7 +121,15 @@ ALLOWED = {
     },
     "testing": {"_alyx_schema", "_neurovault_schema", "errors", "swc", "testing"},
     # One pass over two tables: what the first one fetched plans the second.
-    "_mirror": {"_dataset", "_engine", "_model", "errors", "services"},
+    "_mirror": {
+        "_dataset",
+        "_engine",
+        "_ledger",
+        "_model",
+        "_objects",
+        "errors",
+        "services",
+    },
     "_demo": {"_dataset", "_verify", "errors"},  # what it runs, it runs as processes
     "_cli": {
         "_compact",

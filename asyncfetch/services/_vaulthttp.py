@@ -22,7 +22,7 @@ import anyio
 from asyncfetch import _auth
 from asyncfetch._auth import Auth
 from asyncfetch._body import Body, Proof
-from asyncfetch._dataset import open_dataset
+from asyncfetch._dataset import View, open_dataset
 from asyncfetch._decode import document
 from asyncfetch._exchange import FAILURES, Answer, Consume, Exchange, T
 from asyncfetch._health import Failure
@@ -166,8 +166,8 @@ class VaultExchange(Exchange):
         self.site = self.base_url.removesuffix("/api")
         self.private: dict[int, str] = {}
         self.given: tuple[str, ...] = ()
-        self._there: dict[str, Path] = {}
-        """Files of earlier datasets, by their checksums."""
+        self._there: dict[str, tuple[View, str]] = {}
+        """Files of earlier datasets, by their checksums: which, and what path."""
         self._learning = anyio.Lock()
         self._has_learned = False
 
@@ -232,12 +232,13 @@ class VaultExchange(Exchange):
         """A file as an earlier dataset has it; None where it must be asked for."""
         partial: Partial | None = options.get("partial")
         checksum = request.file.checksum if request.file is not None else None
-        path = self._there.get(checksum or "")
-        if partial is None or path is None:
+        found = self._there.get(checksum or "")
+        if partial is None or found is None:
             return None
+        view, path = found
         partial.begin(200, {})
         try:
-            await in_thread(lambda: _copy(path, partial))
+            await in_thread(lambda: _copy(view.file(path), partial))
             data = partial.path or b"".join(partial.pieces)
             digest = partial.digest.hexdigest()
             response = self._as_response(request, data, partial.size, digest)
@@ -301,7 +302,7 @@ class VaultExchange(Exchange):
         return (*super()._secrets(), *self.given, *self.private.values())
 
 
-def _held(dest: str) -> tuple[dict[str, Any], dict[str, Path]]:
+def _held(dest: str) -> tuple[dict[str, Any], dict[str, tuple[View, str]]]:
     """Files of a dataset: time and checksum by image, and where they are. Blocks.
 
     Raises
@@ -315,25 +316,21 @@ def _held(dest: str) -> tuple[dict[str, Any], dict[str, Path]]:
             f"expected a dataset of neurovault/files as earlier, got one of "
             f"{view.plan.service}/{view.plan.table} at {dest}"
         )
-    root = Path(dest) / "_files"
-    if view.plan.files not in {None, "_files"}:
-        root = Path(str(view.plan.files))
     rows: dict[str, Any] = {}
-    there: dict[str, Path] = {}
+    there: dict[str, tuple[View, str]] = {}
     columns = ["id", "path", "sha256", "modify_date"]
     for batch in view.rows.to_batches(columns=columns):
         for row in batch.to_pylist():
             if row["modify_date"] is not None:
                 rows[str(row["id"])] = [row["modify_date"].isoformat(), row["sha256"]]
-                there[row["sha256"]] = root / row["path"]
+                there[row["sha256"]] = view, row["path"]
     return rows, there
 
 
-def _copy(path: Path, partial: Partial) -> None:
-    """Let *partial* take what lies at *path*. Blocks."""
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            partial.add(piece)
-            if partial.wants_write:
-                partial.write()
+def _copy(pieces: Iterable[bytes], partial: Partial) -> None:
+    """Let *partial* take what a file holds. Blocks."""
+    for piece in pieces:
+        partial.add(piece)
+        if partial.wants_write:
+            partial.write()
     partial.finish()
