@@ -568,7 +568,7 @@ class _BucketStaging(Staging):
         except FileExistsError:
             found = bucket.read(name)
             if found is None or found[0] != claim:  # not our own, put again
-                raise self._taken_over() from None
+                raise _taken_over(self._bucket, self.run) from None
         self._look()  # a number can become free again for whoever slept before this
         crash_point("fence-claimed")
         # From here on no other run believes that it commits: it looks after its put.
@@ -640,13 +640,7 @@ class _BucketStaging(Staging):
             or not self._bucket.fence().lets(PurePosixPath(name).name)
         ):
             self._bucket.remove(name)
-        raise self._taken_over()
-
-    def _taken_over(self) -> DatasetError:
-        return DatasetError(
-            f"another run took over the dataset {self._bucket} from run {self.run}, or "
-            "removed it: what was committed before stands"
-        )
+        raise _taken_over(self._bucket, self.run)
 
     def take_away(self, path: Path) -> None:
         path.unlink(missing_ok=True)  # nobody else has the directory on this machine
@@ -654,6 +648,13 @@ class _BucketStaging(Staging):
     def remove(self, name: str) -> None:
         self._look()
         self._bucket.remove(name)
+
+
+def _taken_over(store: BucketStore, run: str) -> DatasetError:
+    return DatasetError(
+        f"another run took over the dataset {store} from run {run}, or removed it: "
+        "what was committed before stands"
+    )
 
 
 class _Lease(Lock):
@@ -676,11 +677,13 @@ class _Lease(Lock):
 
     def acquire(self) -> None:
         try:
-            self._take(self._free())
+            other = self._take(self._free())
         except _DeniedError as error:  # a dataset that may be read alone
             self._store.lost = None
             reason = str(error).partition(", got ")[2]
             raise PermissionError(errno.EACCES, reason) from None
+        if other is not None:
+            raise self._at_work(other)
         crash_point("lease-taken")
         if self._dead is not None:
             self._store.bury(self._dead)
@@ -716,7 +719,8 @@ class _Lease(Lock):
             f"{process}): wait until it ends, or end it"
         )
 
-    def _take(self, mode: _Mode) -> None:
+    def _take(self, mode: _Mode) -> bytes | None:
+        """Put the counter there; what another put there before, if one did."""
         self._beats += 1
         text = f"{self._run} {os.getpid()} {self._beats} {self._store.mark}\n".encode()
         self._beaten = time.monotonic()
@@ -726,12 +730,17 @@ class _Lease(Lock):
             found = self._store.read(LOCK)
             if found is None or found[0] != text:  # not our own, put twice
                 self._version = None
-                raise self._at_work(found[0] if found else b"") from None
+                return found[0] if found else b""
             self._version = found[1]
+        return None
 
     def beat(self) -> None:
-        if self._version is not None and time.monotonic() - self._beaten >= BEAT:
-            self._take(self._version)
+        if (
+            self._version is not None
+            and time.monotonic() - self._beaten >= BEAT
+            and self._take(self._version) is not None
+        ):
+            raise _taken_over(self._store, self._run)
 
     def release(self, *, erase: bool) -> None:
         version, self._version = self._version, None

@@ -161,6 +161,13 @@ SCENARIOS = (
         archive=("--latency", "0.01", "--fail", "/chains/3.4/"),
         in_bucket=True,
     ),
+    Scenario(
+        name="files in a bucket",
+        words=("neurovault/files", "--concurrency", "8"),
+        archive=("--scale", "0.1", "--latency", "0.02"),
+        in_bucket=True,
+        **REAL,
+    ),
 )
 
 

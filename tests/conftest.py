@@ -33,6 +33,8 @@ from asyncfetch.services import (  # noqa: F401
     rest,
 )
 
+from ._buckets import dest, environment, road, service  # noqa: F401 - fixtures
+
 # The benchmarks are no part of the package. Last, so that the installed one is tested.
 sys.path.append(str(Path(__file__).parents[1]))
 

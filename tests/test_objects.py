@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,78 +26,19 @@ from asyncfetch.errors import ConfigurationError, DatasetError
 
 from . import _datasets as made_up
 from . import _s3
+from ._buckets import BUCKET, client, content, files_in, objects, put
 from .test_crash import Stepped, die_at, final_keys, reach
 
 obstore = pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL there"),
+    pytest.mark.usefixtures("environment"),
+]
 
-BUCKET = "some-bucket"
-numbers = itertools.count()
 RECORD = replace(made_up.RECORD, files="_files")
 download = functools.partial(made_up.download, files="_files")
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[str]:
-    with _s3.service() as url:
-        yield url
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment(
-    service: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Who asks, and where; nothing of whoever runs the tests."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in os.environ:
-            if name.startswith("AWS_"):
-                patch.delenv(name)
-        for name, value in _s3.KEYS.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_ENDPOINT_URL", service)
-        patch.setenv("HOME", str(home))
-        patch.setenv("TMPDIR", str(home))
-        patch.setattr(tempfile, "tempdir", str(home))
-        create_bucket(ObjectStore(f"s3://{BUCKET}"))
-        client()  # by this environment, whatever a test makes of it
-        yield
-        client.cache_clear()
-
-
-@pytest.fixture
-def dest() -> str:
-    """A place of its own."""
-    return f"s3://{BUCKET}/tests/{next(numbers)}"
-
-
-@pytest.fixture
-def road(service: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[_s3.Road]:
-    road = _s3.Road(service)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", road.url)
-    yield road
-    road.close()
-
-
-@functools.cache
-def client() -> Any:
-    """Somebody else's client: making one takes half a second."""
-    import boto3
-
-    return boto3.client("s3", region_name="us-east-1")
-
-
-def objects(dest: str) -> dict[str, int]:
-    """Names of all objects of a dataset, with their sizes."""
-    prefix = dest.removeprefix(f"s3://{BUCKET}/") + "/"
-    pages = client().get_paginator("list_objects_v2")
-    return {
-        one["Key"].removeprefix(prefix): one["Size"]
-        for page in pages.paginate(Bucket=BUCKET, Prefix=prefix)
-        for one in page.get("Contents", [])
-    }
 
 
 def bare_rows(dest: str) -> list[tuple[int, str]]:
@@ -115,25 +53,6 @@ def bare_rows(dest: str) -> list[tuple[int, str]]:
             table = pq.read_table(part, columns=["id", "key"])
             rows += zip(*table.to_pydict().values(), strict=True)
     return sorted(rows)
-
-
-def content(dest: str, name: str) -> bytes:
-    """What an object holds."""
-    key = f"{dest.removeprefix(f's3://{BUCKET}/')}/{name}"
-    body: bytes = client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
-    return body
-
-
-def files_in(dest: str) -> dict[str, bytes]:
-    """Stored files, by their paths."""
-    names = [one for one in objects(dest) if one.startswith("_files/")]
-    return {name.removeprefix("_files/"): content(dest, name) for name in names}
-
-
-def put(dest: str, name: str, data: bytes) -> None:
-    """Put an object in the place of whatever is there, as others may."""
-    key = f"{dest.removeprefix(f's3://{BUCKET}/')}/{name}"
-    client().put_object(Bucket=BUCKET, Key=key, Body=data)
 
 
 def copied(source: str, target: str, *, but: str = "/lock") -> str:
@@ -449,9 +368,9 @@ def test_dataset_that_went_on_elsewhere_can_be_copied_over(
 def test_put_that_was_sent_twice_is_our_own(dest: str) -> None:
     writer = Writer.open(dest, RECORD, made_up.SCHEMA)
     staging = writer._staging
-    for name, content, is_fine in (("a", b"x", True), ("b", b"y", False)):
+    for name, there, is_fine in (("a", b"x", True), ("b", b"y", False)):
         staging.path("staged").write_bytes(b"x")
-        store_at(dest).put(f"_asyncfetch/runs/{name}.json", content)
+        store_at(dest).put(f"_asyncfetch/runs/{name}.json", there)
         if is_fine:
             staging.publish("staged", f"_asyncfetch/runs/{name}.json", "run")
         else:

@@ -401,7 +401,8 @@ class FilesTable(VaultTable):
     def plan(self, *, limit: int | None = None, **filters: Any) -> _engine.Plan:
         """The files that *filters* come to; asks nothing yet."""
         if filters.get(EARLIER) is not None:  # the plan may be gone on with elsewhere
-            filters[EARLIER] = str(Path(filters[EARLIER]).absolute())
+            where = str(filters[EARLIER])
+            filters[EARLIER] = where if "://" in where else str(Path(where).absolute())
         return super().plan(limit=limit, **filters)
 
     def _source(self, filters: Mapping[str, Json]) -> Source:
