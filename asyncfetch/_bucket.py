@@ -2,8 +2,8 @@
 
 The dataset is worked on in a directory of its own on this machine, which goes when the
 work ends: what is open is staged there, and the small records of the dataset (plan and
-items) are read from there. Parts and stored files are in the bucket alone. Everything
-that the caller sees as names, sizes and contents is what the bucket says at that moment.
+items) are read from there. Parts and stored files are in the bucket alone. What the
+caller sees as names, sizes and contents is what the bucket says at that moment.
 
 *All or nothing.* An object is there as a whole or not at all, since it comes in a
 single request; so a killed run leaves no half of an upload behind, and nobody pays for

@@ -83,11 +83,12 @@ Output = Annotated[
 EndpointUrl = Annotated[
     str | None,
     typer.Option(
-        "--endpoint-url", metavar="URL", help="Of s3://: where the S3 service is."
+        "--endpoint-url", metavar="URL", help="Of s3:// (gs, az): where the service is."
     ),
 ]
 Anonymous = Annotated[
-    bool, typer.Option("--anonymous", help="Of s3://: ask without credentials.")
+    bool,
+    typer.Option("--anonymous", help="Of s3:// (gs, az): ask without keys."),
 ]
 BaseUrl = Annotated[
     str | None,

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from asyncfetch.errors import ConfigurationError, DatasetError
 
 SCHEMES = ("s3", "gs", "az")
+# Variables of obstore that say where a service of one's own is.
+ENDPOINTS = {"gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
 
 # How long a server may be away: as long as signatures and payloads stay good.
 PATIENCE = timedelta(minutes=3)
@@ -47,7 +49,8 @@ class ObjectStore:
     url: str
     """``s3://bucket/prefix``, ``gs://bucket/prefix`` or ``az://container/prefix``."""
     endpoint_url: str | None = None
-    """Where an S3 service of one's own is; by default AWS, or ``AWS_ENDPOINT_URL``."""
+    """Where a service of one's own is, by default what ``AWS_ENDPOINT_URL``,
+    ``GOOGLE_BASE_URL`` or ``AZURE_STORAGE_ENDPOINT`` says."""
     region: str | None = None
     """Of the bucket, by default what the environment or a profile of AWS says."""
     anonymous: bool = False
@@ -143,10 +146,11 @@ def create_bucket(place: ObjectStore) -> None:
 
 def _account(place: ObjectStore) -> _Account:
     """Who asks, and where, by the ways of the AWS tools."""
+    env = os.environ
     if not place.url.startswith("s3://"):
         anonymous = {"skip_signature": True} if place.anonymous else {}
-        return _Account(options=anonymous, endpoint_url=place.endpoint_url, region="")
-    env = os.environ
+        endpoint = place.endpoint_url or env.get(ENDPOINTS[place.url[:2]])
+        return _Account(options=anonymous, endpoint_url=endpoint, region="")
     profile = _profile()
     endpoint = (
         place.endpoint_url
@@ -183,8 +187,6 @@ def _account(place: ObjectStore) -> _Account:
                 f"expected credentials for {place}, got none: set AWS_ACCESS_KEY_ID "
                 "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or say --anonymous"
             )
-    if endpoint is not None:
-        options["endpoint"] = endpoint
     return _Account(options=options, endpoint_url=endpoint, region=region)
 
 
@@ -243,7 +245,8 @@ def connect(place: ObjectStore, seconds: int = REQUEST_SECONDS) -> Any:
     account = _account(place)
     options = dict(account.options)
     if account.endpoint_url is not None:
-        options["endpoint"] = account.endpoint_url
+        name = "base_url" if place.url.startswith("gs://") else "endpoint"
+        options[name] = account.endpoint_url
     is_plain = (account.endpoint_url or "").startswith("http://")
     try:
         return store.from_url(

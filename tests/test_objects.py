@@ -7,9 +7,11 @@ import itertools
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ from asyncfetch._verify import verify
 from asyncfetch.errors import ConfigurationError, DatasetError
 
 from . import _datasets as made_up
-from . import _s3
+from . import _gcs, _s3
 from ._buckets import BUCKET, client, content, files_in, objects, put
 from .test_crash import Stepped, die_at, final_keys, reach
 
@@ -547,6 +549,59 @@ def test_other_services_are_opened_by_the_same_code(
 ) -> None:
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "someone")
     assert str(store_at(url)) == url
+
+
+@pytest.fixture(scope="module")
+def google() -> Iterator[dict[str, tuple[int, bytes]]]:
+    """Objects of a bucket ``lab`` on the other service."""
+    with _gcs.service("lab") as (url, there), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOOGLE_BASE_URL", url)
+        patch.setenv("GOOGLE_BEARER_TOKEN", "none")
+        yield there
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        *("fence-claimed", "block-staged", "note-renamed", "file-renamed"),
+        *("items-renamed", "part-staged", "part-renamed", "run-staged"),
+    ],
+)
+def test_generations_are_as_good_as_tags(
+    point: str, google: dict[str, tuple[int, bytes]]
+) -> None:
+    """What GCS says of an object's state is another thing than what S3 says."""
+    dest = f"gs://lab/{point}"
+    die_at(point, dest)
+    there = final_keys(dest) if f"{point}/_asyncfetch/plan.json" in google else set()
+    sleeper = Writer.open(dest, RECORD, made_up.SCHEMA)
+    with pytest.raises(DatasetError, match="at work in gs://lab"):
+        Writer.open(dest, RECORD, made_up.SCHEMA, sleep=lambda _: beat(sleeper))
+    taker = hurried(dest)
+    asked = made_up.fetch(taker)
+    taker.close()
+    with pytest.raises(DatasetError, match="another run took over"):
+        sleeper.leave("late", "text")
+    sleeper.close()
+
+    assert not there & {*asked}
+    assert made_up.all_rows(dest) == made_up.expected_rows(made_up.KEYS)
+    assert verify(dest) == []
+    assert compact(dest).parts == 1
+    assert verify(dest) == []
+    assert download(dest) == []
+    files = {name: data for name, (_, data) in google.items() if "/_files/" in name}
+    assert {name: files[name] for name in files if name.startswith(f"{point}/")} == {
+        f"{point}/_files/some/{key}.txt": made_up.content_of(key)
+        for key in made_up.KEYS - made_up.MISSING
+    }
+
+
+def beat(writer: Writer) -> None:
+    """Let the counter of a writer move at once."""
+    lease: Any = writer._lock
+    lease._beaten = 0.0
+    lease.beat()
 
 
 def test_missing_library_is_said(dest: str, monkeypatch: pytest.MonkeyPatch) -> None:
