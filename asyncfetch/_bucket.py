@@ -120,8 +120,8 @@ class BucketStore(LocalStore):
     @cached_property
     def root(self) -> Path:
         """A directory of this machine, from the first use to the end of the store."""
-        root = Path(tempfile.mkdtemp(prefix=self._prefix))
-        self._end = weakref.finalize(self, _discard, root, _hold(root))
+        root, alive = _made(self._prefix)
+        self._end = weakref.finalize(self, _discard, root, alive)
         return root
 
     def close(self) -> None:
@@ -460,20 +460,26 @@ class BucketStore(LocalStore):
             return False
         return _is_free(self.root.with_name(mark))
 
-    def bury(self, mark: str) -> None:
-        """Remove what a process that was killed left on this machine."""
-        shutil.rmtree(self.root.with_name(mark), ignore_errors=True)
+    def bury(self) -> None:
+        """Remove what processes that were killed left on this machine."""
+        for one in self.root.parent.glob(f"{self._prefix}*"):
+            if one != self.root and _is_free(one):
+                shutil.rmtree(one, ignore_errors=True)
 
 
 class _DeniedError(DatasetError):
     """The service does not let us."""
 
 
-def _hold(root: Path) -> int:
-    """Make the file that is locked while this process lives."""
-    file = os.open(root / "alive", os.O_RDWR | os.O_CREAT, 0o600)
-    try_lock(file)
-    return file
+def _made(prefix: str) -> tuple[Path, int]:
+    """A new directory, and the file in it that is locked while this process lives."""
+    while True:
+        root = Path(tempfile.mkdtemp(prefix=prefix))
+        alive = os.open(root / "alive", os.O_RDWR | os.O_CREAT, 0o600)
+        # One that clears up may have come before the lock.
+        if try_lock(alive) is not False and (root / "alive").exists():
+            return root, alive
+        os.close(alive)
 
 
 def _is_free(root: Path) -> bool:
@@ -673,7 +679,6 @@ class _Lease(Lock):
         self._text = b""
         self._version: _Version | None = None
         self._beaten = 0.0
-        self._dead: str | None = None
 
     def acquire(self) -> None:
         try:
@@ -685,8 +690,7 @@ class _Lease(Lock):
         if other is not None:
             raise self._at_work(other)
         crash_point("lease-taken")
-        if self._dead is not None:
-            self._store.bury(self._dead)
+        self._store.bury()
 
     def _free(self) -> _Mode:
         """Wait until nobody holds it; how to put what is to be there now."""
@@ -702,7 +706,6 @@ class _Lease(Lock):
             if not words:
                 return version
             if self._store.is_dead(words[-1]):
-                self._dead = words[-1]
                 return version
             if seen is None:
                 seen, since = text, self._clock()

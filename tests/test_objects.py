@@ -315,6 +315,19 @@ def test_what_a_writer_committed_before_a_takeover_stands(
     assert_whole(dest)
 
 
+def test_what_killed_processes_left_on_this_machine_goes(dest: str) -> None:
+    """Also of those that held no lease, and not what a living one has."""
+    reader = store_at(dest)
+    living = reader.root
+    there = [Path(tempfile.mkdtemp(prefix=reader._prefix)) for _ in range(3)]
+    for one in there[:2]:
+        (one / "alive").touch()
+        (one / "begun").write_bytes(b"half of a file")
+    download(dest)
+    assert [one.exists() for one in there] == [False, False, True]  # being made
+    assert living.exists()
+
+
 def test_two_that_begin_at_once_do_not_both_go_on(
     dest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
