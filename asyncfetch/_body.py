@@ -194,10 +194,14 @@ def prove(chunks: Iterable[bytes], media: str, url: str) -> Iterator[bytes]:
         raise IntegrityError(f"expected JSON, got an empty body from {url}")
 
 
+def is_page(start: bytes) -> bool:
+    """Whether what begins like that is an HTML page, which is no data anywhere."""
+    lower = start.lstrip(_BLANK + _BOM)[:20].lower()
+    return lower.startswith((b"<!doctype html", b"<html"))
+
+
 def _check_start(start: bytes, media: str, url: str) -> None:
-    lower = start[:20].lower()
-    is_html = lower.startswith((b"<!doctype html", b"<html"))
-    if is_html or (start[:1] == b"<" and media != "bytes"):  # a file may be XML
+    if is_page(start) or (start[:1] == b"<" and media != "bytes"):  # a file may be XML
         raise IntegrityError(
             f"expected {media}, got an HTML page from {url}: {excerpt(start)!r}"
         )

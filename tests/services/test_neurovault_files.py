@@ -152,9 +152,17 @@ async def test_a_wrong_body_never_gets_a_name(archive, api, tmp_path, fault):
     assert await look(prove_files, files, archive) == count - 1
 
 
-async def test_a_fault_that_passes_costs_a_request(archive, api, tmp_path):
+PAGE = Fault(body=b"<html>Too many users</html>")
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [[Fault(ending="clean", after=0.5), Fault.reset()], [PAGE, PAGE]],
+    ids=["cut", "a page for people"],
+)
+async def test_a_fault_that_passes_costs_a_request(archive, api, tmp_path, faults):
     (truth,) = archive.truth.images(id=TUTORIAL_IMAGE)
-    archive.script(truth["path"], [Fault(ending="clean", after=0.5), Fault.reset()])
+    archive.script(truth["path"], faults)
     plan = api.files.plan(id=TUTORIAL_IMAGE)
     report = await asyncfetch.download(plan, tmp_path / "d")
     assert report.items == {"ok": 1}
