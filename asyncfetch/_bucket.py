@@ -34,6 +34,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -51,7 +52,9 @@ from asyncfetch._objects import (
     SLOWEST,
     ObjectStore,
     connect,
+    is_broken_off,
     no_bucket,
+    patience,
     reason,
 )
 from asyncfetch._store import (
@@ -80,7 +83,7 @@ POLL = 1.0  # seconds between two looks at another's counter
 # Requests at the same time, where many are to be made: most are for a few kilobytes,
 # and take as long as the way to the bucket and back.
 FETCHERS = 16
-PIECE = 16 << 20  # of an object is asked for at a time
+PIECE = 4 << 20  # of an object is asked for at a time
 # What Azure takes in one request (5000 MiB); S3 takes 5 GiB, GCS more.
 # https://learn.microsoft.com/rest/api/storageservices/put-blob
 # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
@@ -107,7 +110,7 @@ class BucketStore(LocalStore):
     def __init__(self, place: ObjectStore) -> None:
         self._place = place
         self._objects = connect(place)
-        self._slow: dict[int, Any] = {}
+        self._slow: dict[int, Any] = {REQUEST_SECONDS: self._objects}
         of_url = hashlib.sha256(str(place).encode()).hexdigest()[:12]
         self._prefix = f"asyncfetch-{of_url}-"
         self.lease: _Lease | None = None
@@ -122,12 +125,24 @@ class BucketStore(LocalStore):
         """A directory of this machine, from the first use to the end of the store."""
         root, alive = _made(self._prefix)
         self._end = weakref.finalize(self, _discard, root, alive)
+        self._alive = alive
         return root
 
-    def close(self) -> None:
-        """Remove the directory; what is read later makes another."""
+    def close(self, *, is_held: bool = False) -> None:
+        """Remove the directory; what is read later makes another.
+
+        Parameters
+        ----------
+        is_held
+            Whether the lease still names this process: what shows that it is dead
+            then stays.
+        """
         if "root" in self.__dict__:
-            self._end()
+            if is_held:
+                self._end.detach()
+                _leave_mark(self.root, self._alive)
+            else:
+                self._end()
             del self.root
 
     # --- one object, one request ------------------------------------------------------
@@ -169,7 +184,13 @@ class BucketStore(LocalStore):
                 f"expected access to {self}, got {reason(error)}: mend the "
                 "credentials or what they may do"
             )
-        return DatasetError(
+        if "invalid path" in str(error):
+            return DatasetError(
+                f"expected objects with plain names in {self}, got {reason(error)}: "
+                "remove that object"
+            )
+        kind = _BrokenOffError if is_broken_off(error) else DatasetError
+        return kind(
             f"expected an answer for {self}, got {reason(error)}: what was "
             "committed before stands; mend that, and a resume goes on"
         )
@@ -199,19 +220,34 @@ class BucketStore(LocalStore):
         """
         import obstore  # noqa: PLC0415
 
-        there = self._objects_for(size)
-        how: Any = mode  # a state is what obstore itself gave
-        with self._asking():
-            done = obstore.put(there, name, data, mode=how, use_multipart=False)
-        return _version(done)
-
-    def _objects_for(self, size: int) -> Any:
-        """The objects, by connections that wait as long as so many bytes take."""
         seconds = REQUEST_SECONDS
         while size > seconds * SLOWEST:
             seconds *= 2
-        if seconds == REQUEST_SECONDS:
-            return self._objects
+        how: Any = mode  # a state is what obstore itself gave
+        until = time.monotonic() + patience(seconds).total_seconds()
+        pause = 0.1
+        while True:
+            try:
+                with self._asking():
+                    done = obstore.put(
+                        self._waiting(seconds),
+                        name,
+                        data,
+                        mode=how,
+                        use_multipart=False,
+                    )
+                return _version(done)
+            except _BrokenOffError:
+                # The library leaves it to us, since the first one may have got there.
+                # Then the second is refused, and the caller compares what is there.
+                if time.monotonic() >= until:
+                    raise
+                self.lost = None
+            time.sleep(pause)
+            pause = min(2 * pause, POLL)
+
+    def _waiting(self, seconds: int) -> Any:
+        """The objects, by connections that wait so long."""
         if seconds not in self._slow:
             self._slow[seconds] = connect(self._place, seconds)
         return self._slow[seconds]
@@ -225,8 +261,9 @@ class BucketStore(LocalStore):
             if not (size := os.fstat(file.fileno()).st_size):  # nothing to map
                 self.put(name, b"")
                 return
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages:
-                self.put(name, pages, size=size)
+            # Not closed here: after a failure the library may hold it for a moment.
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.put(name, pages, size=size)
 
     def head(self, name: str) -> Mapping[str, Any] | None:
         """What the service says of an object: size, last_modified."""
@@ -258,13 +295,24 @@ class BucketStore(LocalStore):
                 )
 
     def below(self, folder: str) -> Iterator[str]:
-        """Names of all objects in *folder* and in the folders there, from it on."""
+        """Names of all objects in *folder* and in the folders there, from it on.
+
+        Other programs mark folders by empty objects, which come before what is in them.
+        """
         import obstore  # noqa: PLC0415
 
+        empty = None
         with self._asking():
             for some in obstore.list(self._objects, folder):
                 for one in some:
-                    yield one["path"].removeprefix(f"{folder}/")
+                    path = one["path"]
+                    if empty is not None and not path.startswith(f"{empty}/"):
+                        yield empty.removeprefix(f"{folder}/")
+                    empty = None if one["size"] or path == folder else path
+                    if one["size"]:
+                        yield path.removeprefix(f"{folder}/")
+        if empty is not None:
+            yield empty.removeprefix(f"{folder}/")
 
     def _list(self, folder: str) -> tuple[dict[str, int], list[str]]:
         """Objects in *folder* with their sizes, and the folders there."""
@@ -274,6 +322,8 @@ class BucketStore(LocalStore):
             found = obstore.list_with_delimiter(self._objects, folder or None)
         sizes = {PurePosixPath(o["path"]).name: o["size"] for o in found["objects"]}
         folders = [PurePosixPath(one).name for one in found["common_prefixes"]]
+        # Other programs mark a folder by an empty object with the name of the folder.
+        sizes.pop(PurePosixPath(folder).name, None)
         return dict(sorted(sizes.items())), sorted(folders)
 
     def patiently(self, call: Callable[[], T]) -> T:
@@ -471,6 +521,10 @@ class _DeniedError(DatasetError):
     """The service does not let us."""
 
 
+class _BrokenOffError(DatasetError):
+    """No answer came."""
+
+
 def _made(prefix: str) -> tuple[Path, int]:
     """A new directory, and the file in it that is locked while this process lives."""
     while True:
@@ -502,6 +556,16 @@ def _discard(root: Path, alive: int) -> None:
         shutil.rmtree(root, ignore_errors=True)
     else:  # a view was let go of there, and nothing may block it
         threading.Thread(target=shutil.rmtree, args=(root, True)).start()
+
+
+def _leave_mark(root: Path, alive: int) -> None:
+    """Remove what is in the directory but the file that nobody holds any more."""
+    for one in root.iterdir():
+        if one.is_dir():
+            shutil.rmtree(one, ignore_errors=True)
+        elif one.name != "alive":
+            one.unlink(missing_ok=True)
+    os.close(alive)
 
 
 def _numbered(name: str) -> tuple[str, int] | None:
@@ -560,7 +624,7 @@ class _BucketStaging(Staging):
         super().__init__(store, run)
         self._bucket = store
         self._number = -1
-        self._looked = time.monotonic()
+        self._looked = _now()
 
     def announce(self) -> None:
         super().announce()
@@ -624,7 +688,7 @@ class _BucketStaging(Staging):
         crash_point(f"{what}-durable")
 
     def check(self) -> None:
-        if time.monotonic() - self._looked >= BEAT:
+        if _now() - self._looked >= BEAT:
             self._look()
 
     def _look(self, name: str | None = None) -> None:
@@ -635,7 +699,7 @@ class _BucketStaging(Staging):
         name
             Of what has just been put.
         """
-        self._looked = time.monotonic()
+        self._looked = _now()
         numbers = [int(one) for one in self._bucket.fence_numbers()]
         if max(numbers, default=-1) == self._number:
             return
@@ -649,11 +713,20 @@ class _BucketStaging(Staging):
         raise _taken_over(self._bucket, self.run)
 
     def take_away(self, path: Path) -> None:
-        path.unlink(missing_ok=True)  # nobody else has the directory on this machine
+        if not path.is_relative_to(self._bucket.root):  # others have what is there
+            self._look()
+        path.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         self._look()
         self._bucket.remove(name)
+
+
+def _now() -> float:
+    """Seconds that pass while the machine sleeps, too, where there is such a clock."""
+    if sys.platform == "linux":
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
 
 
 def _taken_over(store: BucketStore, run: str) -> DatasetError:
@@ -726,7 +799,7 @@ class _Lease(Lock):
         """Put the counter there; what another put there before, if one did."""
         self._beats += 1
         text = f"{self._run} {os.getpid()} {self._beats} {self._store.mark}\n".encode()
-        self._beaten = time.monotonic()
+        self._beaten = _now()
         try:
             self._version = self._store.put(LOCK, text, mode)
         except (FileExistsError, FileNotFoundError):
@@ -740,18 +813,20 @@ class _Lease(Lock):
     def beat(self) -> None:
         if (
             self._version is not None
-            and time.monotonic() - self._beaten >= BEAT
+            and _now() - self._beaten >= BEAT
             and self._take(self._version) is not None
         ):
             raise _taken_over(self._store, self._run)
 
     def release(self, *, erase: bool) -> None:
         version, self._version = self._version, None
+        is_held = erase and version is not None
         if erase and version is not None and self._store.lost is None:
-            with suppress(OSError, DatasetError):  # it is another's, or stale soon
+            with suppress(OSError, DatasetError):  # it is another's, or cannot be
                 self._store.put(LOCK, b"\n", version)
+                is_held = False
         self._store.lease = None
-        self._store.close()  # only now: it shows that this process lives
+        self._store.close(is_held=is_held)  # only now: it shows that this process lives
 
 
 class _Ranges(io.RawIOBase):

@@ -82,8 +82,7 @@ GROUP_ROWS = 64 * 1024
 GROUP_BYTES = 32 * 1024 * 1024
 
 
-# Files that wait on the disk for their places, where the disk may not be the one that
-# they are to lie on.
+# Files that wait on this machine's disk for their places elsewhere.
 GROUP_FILES = 256 * 1024 * 1024
 
 
@@ -494,7 +493,7 @@ class Writer:
         self._kept.append(result)
         if isinstance(result.kept.data, bytes):
             self._queued_bytes += result.bytes
-        elif result.kept.data is not None:
+        elif self.files.is_remote:  # or what was compared with the one in its place
             self._queued_files += result.bytes
         return self.files.label(result.kept.path)
 

@@ -53,6 +53,8 @@ class Lying:
 
     size: int
     since: datetime
+    tag: str | None = None
+    """By which an object store knows this content."""
 
 
 class Depot(ABC):
@@ -126,9 +128,9 @@ class Depot(ABC):
         """What *call* makes of each of *values*, of several at once if that helps."""
         return list(map(call, values))
 
-    @abstractmethod
-    def copy(self, path: str, home: Path) -> Path:
-        """A file of this machine with what lies at *path*: itself, or put at *home*."""
+    def here(self, path: str) -> Path | None:  # noqa: ARG002 - for those that have
+        """The file of this machine at *path*; None where it must be copied."""
+        return None
 
     @abstractmethod
     def pieces(self, path: str) -> Iterator[bytes]:
@@ -154,9 +156,20 @@ class Depot(ABC):
             Another run took over, or something came to lie in the way meanwhile.
         """
 
+    def remove(self, path: str, seen: Lying | None = None) -> None:
+        """Take away what lies at *path*; a run that was taken over from does not.
+
+        Parameters
+        ----------
+        seen
+            What it must be still. In a bucket, a process that stops between that look
+            and the step itself may take away what came meanwhile.
+        """
+        if seen is None or self.look(path) == seen:
+            self._remove(path)
+
     @abstractmethod
-    def remove(self, path: str) -> None:
-        """Take away what lies at *path*; a run that was taken over from does not."""
+    def _remove(self, path: str) -> None: ...
 
     @abstractmethod
     def paths(self) -> Iterator[str]:
@@ -244,7 +257,7 @@ class _Directory(Depot):
         since = datetime.fromtimestamp(info.st_mtime, UTC)
         return Lying(size=info.st_size, since=since)
 
-    def copy(self, path: str, home: Path) -> Path:  # noqa: ARG002 - it lies here
+    def here(self, path: str) -> Path | None:
         return self.root / path
 
     def pieces(self, path: str) -> Iterator[bytes]:
@@ -282,6 +295,7 @@ class _Directory(Depot):
         folders = _Folders(self.root, is_own=self.is_own)
         for path, source in files:
             assert isinstance(source, Path)
+            self._staging.check()
             with self._staging.fenced():
                 self._put(source, path, folders)
             crash_point("file-renamed")
@@ -334,7 +348,7 @@ class _Directory(Depot):
             sibling.unlink(missing_ok=True)
         source.unlink()
 
-    def remove(self, path: str) -> None:
+    def _remove(self, path: str) -> None:
         self._staging.take_away(self.root / path)
 
     def paths(self) -> Iterator[str]:
@@ -457,7 +471,8 @@ class _Objects(Depot):
         found = self._store.head(f"{OWN}/{path}")
         if found is None:
             return None
-        return Lying(size=found["size"], since=found["last_modified"])
+        tag = found["version"] or found["e_tag"]
+        return Lying(size=found["size"], since=found["last_modified"], tag=tag)
 
     def vacant(self, paths: Iterable[str]) -> Iterator[str]:
         return iter(paths) if self._was_empty else super().vacant(paths)
@@ -469,11 +484,6 @@ class _Objects(Depot):
 
     def each(self, call: Callable[[S], T], values: Iterable[S]) -> list[T]:
         return self._store.each(call, values)
-
-    def copy(self, path: str, home: Path) -> Path:
-        with home.open("wb") as file:
-            file.writelines(self.pieces(path))
-        return home
 
     def pieces(self, path: str) -> Iterator[bytes]:
         return self._store.pieces(f"{OWN}/{path}")
@@ -497,7 +507,7 @@ class _Objects(Depot):
         mine = _pieces(content) if isinstance(content, Path) else [content]
         return _sha256(mine) == self.sha256(path)
 
-    def remove(self, path: str) -> None:
+    def _remove(self, path: str) -> None:
         self._staging.remove(f"{OWN}/{path}")
 
     def paths(self) -> Iterator[str]:

@@ -764,14 +764,19 @@ class Run:
         found = await files.find(planned)
         if found is not None and found.is_proved:
             there = replace(found.response, url=found.response.url or url)
-            value = await exchange.consume(
-                item.request,
-                there,
-                lambda chunks, response: self._decode(planned, chunks, response),
-            )
+            try:
+                value = await exchange.consume(
+                    item.request,
+                    there,
+                    lambda chunks, response: self._decode(planned, chunks, response),
+                )
+            finally:
+                await files.release(found)
             kept = Kept(path=path, data=None)
             answer = Answer(value=value, response=there, attempts=0, elapsed=0.0)
             return answer, kept, found.fetched_at
+        if found is not None:
+            await files.release(found)
         partial = files.partial(planned, url)
         try:
             answer = await self._ask(planned, partial, is_probe=is_probe)

@@ -13,24 +13,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
+import anyio
 import anyio.to_thread
 
 from asyncfetch._body import Body, Proof
-from asyncfetch._depot import OWN, READ, Lying, depot_of
+from asyncfetch._depot import OWN, Lying, depot_of
 from asyncfetch._model import ItemResult, Kept, PlannedItem, Response
 from asyncfetch._names import safe_path
-from asyncfetch._partial import Partial, note_of
+from asyncfetch._partial import Partial, note_of, on_disk
 from asyncfetch._store import RECORDS, LocalStore, Staging, crash_point
 from asyncfetch.errors import ConfigurationError, DatasetError
 
 PARTIAL = f"{RECORDS}/partial"
-# One call to a thread reads so much: some 50 ms, so a cancellation is soon seen.
-_STEP = 64 << 20
+# One call to a thread reads for so many seconds, so a cancellation is soon seen.
+_STEP = 0.05
 
 
 def directory_of(files: str | Path, store: LocalStore) -> str:
@@ -93,6 +96,8 @@ class Found:
     fetched_at: datetime
     is_proved: bool
     """Whether it is known to be the item's; if not, its content must be compared."""
+    copy: Path | None = None
+    """Where its bytes are meanwhile, if it does not lie on this machine."""
 
 
 class Files:
@@ -120,6 +125,8 @@ class Files:
         self._staging = staging
         self._depot = depot_of(store, staging, where, beat)
         self.label = self._depot.label
+        self.is_remote = self._depot.most is not None
+        """Whether the disk on which files wait is not the one they are to lie on."""
         self._batches = 0
         self._notes: list[str] = []
         self._old_notes: dict[str, set[str]] = {}
@@ -174,30 +181,42 @@ class Files:
         found = await anyio.to_thread.run_sync(self._look, wish.path)
         if found is None:
             return None
-        home = self._home(planned.item.key)
-        here = await anyio.to_thread.run_sync(self._depot.copy, wish.path, home)
-        sha256, other = await _digests(here, wish.checksum)
+        here = self._depot.here(wish.path)
+        copy = None if here is not None else self._home(planned.item.key)
+        try:
+            sha256, other = await _taken(
+                self._depot.pieces(wish.path), wish.checksum, copy
+            )
+        except FileNotFoundError:  # somebody took it away meanwhile
+            return None
         line = self._lines.get(wish.path)
         if line is not None and (line.bytes, line.sha256) != (found.size, sha256):
             line = None
         heads = {} if line is None else line.heads()
+        is_alike = wish.checksum is not None and wish.checksum.lower() == other
+        body = Body(
+            data=copy or here or b"",
+            size=found.size,
+            sha256=sha256,
+            proof=Proof.LENGTH,
+        )
         return Found(
             response=Response(
                 status=0 if line is None else line.http_status or 0,
                 headers={name: one for name, one in heads.items() if one is not None},
                 url="" if line is None else line.url,
-                body=Body(
-                    data=here, size=found.size, sha256=sha256, proof=Proof.LENGTH
-                ),
+                body=body,
             ),
             fetched_at=found.since,
             is_proved=line is not None
-            or (
-                wish.checksum is not None
-                and wish.checksum.lower() == other
-                and wish.size in {None, found.size}
-            ),
+            or (is_alike and wish.size in {None, found.size}),
+            copy=copy,
         )
+
+    async def release(self, found: Found) -> None:
+        """Remove the copy of a file that lies elsewhere: it has been read."""
+        if found.copy is not None:
+            await anyio.to_thread.run_sync(self._staging.take_away, found.copy)
 
     def _look(self, path: str) -> Lying | None:
         if safe_path(path) != path:
@@ -323,30 +342,41 @@ def _line_of(result: ItemResult, kept: Kept) -> Line:
     )
 
 
-async def _digests(path: Path, checksum: str | None) -> tuple[str, str]:
-    """SHA-256 of a file, and the checksum that is as long as *checksum*."""
+async def _taken(
+    pieces: Iterator[bytes], checksum: str | None, copy: Path | None
+) -> tuple[str, str]:
+    """SHA-256 of what lies somewhere, and the checksum that is as long as *checksum*.
+
+    It is written to *copy* on the way.
+    """
     names = {32: "md5", 40: "sha1"}
     name = names.get(len(checksum or ""), "sha256")
     whole = hashlib.sha256()
-    other = hashlib.new(name, usedforsecurity=False)
-    place = 0
+    other = hashlib.new(name, usedforsecurity=False) if name != "sha256" else whole
 
-    def read_on() -> int:
-        nonlocal place
-        start = place
-        with path.open("rb") as file:
-            file.seek(place)
-            while place < start + _STEP and (piece := file.read(READ)):
-                whole.update(piece)
-                if name != "sha256":
-                    other.update(piece)
-                place += len(piece)
-        return place - start
+    def take(file: IO[bytes] | None) -> bool:
+        """Some of it, so that a cancellation is soon seen; whether there is more."""
+        until = time.monotonic() + _STEP
+        for piece in pieces:
+            whole.update(piece)
+            if other is not whole:
+                other.update(piece)
+            if file is not None and copy is not None:
+                with on_disk(copy):
+                    file.write(piece)
+            if time.monotonic() >= until:
+                return True
+        return False
 
-    while await anyio.to_thread.run_sync(read_on) == _STEP:
-        pass
-    if name == "sha256":
-        other = whole
+    if copy is None:
+        while await anyio.to_thread.run_sync(take, None):
+            pass
+    else:
+        async with await anyio.open_file(copy, "wb") as file:
+            while await anyio.to_thread.run_sync(take, file.wrapped):
+                pass
+            with on_disk(copy):
+                await file.flush()
     return whole.hexdigest(), other.hexdigest()
 
 

@@ -271,6 +271,11 @@ def connect(place: ObjectStore, seconds: int = REQUEST_SECONDS) -> Any:
         ) from None
 
 
+def patience(seconds: int) -> timedelta:
+    """How long a request that may take *seconds* is made again after it failed."""
+    return PATIENCE + timedelta(seconds=seconds - REQUEST_SECONDS)
+
+
 def reason(error: BaseException) -> str:
     """What a service said, in a few words and without anything secret."""
     text = str(error)
@@ -284,6 +289,11 @@ def reason(error: BaseException) -> str:
         return status[1].strip()
     first = text.partition("\n")[0] or type(error).__name__
     return re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", first)[:300]
+
+
+def is_broken_off(error: BaseException) -> bool:
+    """Whether no answer came: nobody knows whether the request got there."""
+    return "status code" not in str(error)
 
 
 def no_bucket(text: str) -> bool:

@@ -31,7 +31,7 @@ from typing import IO
 
 import anyio.to_thread
 
-from asyncfetch._body import Body, Proof
+from asyncfetch._body import Body, Proof, is_page
 from asyncfetch._model import FileWish, Response
 from asyncfetch._store import Staging, crash_point, sync_folder
 from asyncfetch.errors import DatasetError, IntegrityError
@@ -278,7 +278,7 @@ class Partial:
 
     def write(self) -> None:
         """Move what is in memory to the file."""
-        with _disk(self._home):
+        with on_disk(self._home):
             if self._file is None:
                 self._open()
             assert self._file is not None
@@ -332,7 +332,7 @@ class Partial:
             )
         if self._file is not None:
             self.write()
-            with _disk(self._home):
+            with on_disk(self._home):
                 self._checkpoint()
 
     def discard(self) -> None:
@@ -373,7 +373,7 @@ class Partial:
         note = Note.read(self._note_path)
         if note is None or note.url != self._url or note.synced < PROGRESS:
             return None
-        with _disk(self._home):
+        with on_disk(self._home):
             try:
                 file = self._home.open("r+b")
             except FileNotFoundError:
@@ -387,7 +387,7 @@ class Partial:
     def _read_back(self) -> None:
         assert self._file is not None
         until = min(self._synced, self.size + READ_BACK)
-        with _disk(self._home):
+        with on_disk(self._home):
             while self.size < until:
                 piece = self._file.read(min(_READ, until - self.size))
                 if not piece:
@@ -469,8 +469,13 @@ class Partial:
             got = (self._check or self.digest).hexdigest()
             if got == wish.checksum.lower():
                 return
-        # Once more may help against a fault on the way, and not against a wrong file.
-        is_final, self._was_wrong = self._was_wrong, True
+        # Once more may help against a fault on the way, and not against a wrong file. A
+        # page for people is none.
+        is_final = self._was_wrong
+        if isinstance(body.data, bytes) and is_page(body.data):
+            is_final, got = False, "an HTML page"
+        else:
+            self._was_wrong = True
         raise IntegrityError(
             f"expected {expected}, got {got} from {self._url}", is_final=is_final
         )
@@ -481,7 +486,7 @@ class Partial:
             return
         self._file.close()
         self._file = None
-        with _disk(self._home):
+        with on_disk(self._home):
             note = self._note or Note(
                 url=self._url,
                 validator="",
@@ -538,7 +543,7 @@ def _length(headers: Mapping[str, str]) -> int | None:
 
 
 @contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def on_disk(path: Path) -> Iterator[None]:
     """Tell trouble with the disk from trouble with the network: it ends the run."""
     try:
         yield

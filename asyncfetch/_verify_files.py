@@ -8,13 +8,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asyncfetch._depot import OWN, depot_of
+from asyncfetch._depot import OWN, Lying, depot_of
 from asyncfetch._files import PARTIAL, Line, read_note
 from asyncfetch._ledger import ITEMS, Ledger, PlanRecord, opened
 from asyncfetch._store import LocalStore, Staging
 from asyncfetch.errors import DatasetError
 
 _COLUMNS = "path bytes sha256 url http_status etag last_modified".split()
+
+_BEAT = 1000  # after so many names, each page of which may take a while
 
 
 class FilesAudit:
@@ -37,7 +39,8 @@ class FilesAudit:
         self._staging = staging
         self._depot = depot_of(store, staging, record.files, beat)
         self._claimed: set[int] = set()  # hashes: a million paths would be large
-        self._damaged: list[str] = []
+        self._beat = beat
+        self._damaged: list[tuple[str, Lying]] = []
         self._strays: list[str] = []
 
     def troubles(self, items: str) -> Iterator[tuple[str, str, str]]:
@@ -84,7 +87,7 @@ class FilesAudit:
             return str(error)
         except OSError as error:
             return f"expected a stored file, got {error.strerror}"
-        self._damaged.append(path)
+        self._damaged.append((path, found))
         return text
 
     def strays(self) -> Iterator[tuple[str, str, str]]:
@@ -99,13 +102,14 @@ class FilesAudit:
                 self._claimed.update(
                     hash(line.path) for line in read_note(self._store, name)
                 )
-        self._strays = [one for one in self._depot.paths() if self._is_stray(one)]
+        for number, path in enumerate(self._depot.paths()):
+            if hash(path) not in self._claimed:
+                self._strays.append(path)
+            if number % _BEAT == 0:
+                self._beat()
         for path in self._strays:
             text = "expected stored files, got what no item speaks of"
             yield "stray-file", f"{OWN}/{path}", text
-
-    def _is_stray(self, path: str) -> bool:
-        return hash(path) not in self._claimed
 
     def repair(self, untrusted: Iterable[str]) -> None:
         """Remove damaged files; note the others of commits that are to be removed."""
@@ -123,8 +127,8 @@ class FilesAudit:
             staging = self._staging
             staging.path("note").write_text("".join(lines), encoding="utf-8")
             staging.publish("note", f"{PARTIAL}/{staging.run}-repair.files", "note")
-        for path in self._damaged:
-            self._depot.remove(path)
+        for path, seen in self._damaged:
+            self._depot.remove(path, seen)
 
     def clear(self) -> None:
         """Remove stray files where an item of the repaired plan is to lie."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -53,7 +54,7 @@ def let_in(url: str, actions: str) -> None:
 
 
 class Road:
-    """Passes connections on to the service: or closes them, or answers 503."""
+    """Passes connections on to the service: or closes, or resets them, or says 503."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -98,6 +99,9 @@ class Road:
                         b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n"
                         b"Connection: close\r\n\r\n"
                     )
+                elif self.state == "reset":
+                    linger = struct.pack("ii", 1, 0)
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 return
             self.heads.append(head)
             head = head.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)

@@ -1,7 +1,9 @@
 """Stored files in buckets: as in a directory, by puts of whole objects."""
 
 import signal
+import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,9 +12,10 @@ import asyncfetch
 from asyncfetch import _objects, testing
 from asyncfetch._cli import run
 from asyncfetch._dataset import View, Writer
-from asyncfetch._depot import _Objects
+from asyncfetch._depot import _Directory, _Objects
 from asyncfetch._ledger import store_at
 from asyncfetch._verify import verify
+from asyncfetch._verify_files import FilesAudit
 from tests import _datasets as made_up
 from tests import test_files as local
 from tests._buckets import content, files_in, objects, put
@@ -152,27 +155,76 @@ async def test_a_file_that_came_meanwhile(archive, api, dest, monkeypatch, is_al
     assert await look(content, dest, f"_files/{path}") == there
 
 
-def test_writer_that_slept_puts_no_more_files(dest, monkeypatch):
+@pytest.mark.parametrize("where", ["in the bucket", "in a directory"])
+def test_writer_that_slept_puts_no_more_files(dest, tmp_path, monkeypatch, where):
     monkeypatch.setattr("asyncfetch._bucket.BEAT", 0.0)
-    sleeper = Writer.open(dest, RECORD, made_up.SCHEMA)
+    is_here = where == "in a directory"
+    kind = _Directory if is_here else _Objects
+    record = replace(RECORD, files=str(tmp_path)) if is_here else RECORD
+    sleeper = Writer.open(dest, record, made_up.SCHEMA)
     for planned in made_up.enumerate_rest(sleeper):
         sleeper.add(made_up.result_of(planned))
     taker = []
-    real = _Objects.put
+    real = kind.put
 
     def asleep(depot, files):
         if not taker:  # its note is there, and nothing else
-            taker.append(hurried(dest))
+            taker.append(hurried(dest, record))
         real(depot, files)
 
-    monkeypatch.setattr(_Objects, "put", asleep)
+    monkeypatch.setattr(kind, "put", asleep)
     with pytest.raises(asyncfetch.DatasetError, match="another run took over"):
         sleeper.seal()
     sleeper.close()
-    assert files_in(dest) == {}
+    assert files_in(dest) == local.files_in(tmp_path) == {}
     made_up.fetch(taker[0])
     taker[0].close()
     assert verify(dest) == []
+
+
+def test_a_repair_that_slept_removes_nothing_of_others(dest, tmp_path, monkeypatch):
+    files = tmp_path / "files"
+    made_up.download(dest, files=str(files))
+    broken = files / "some/3.txt"
+    data = broken.read_bytes()
+    broken.write_bytes(data[::-1])
+    remove = FilesAudit.repair
+
+    def late(audit, untrusted):
+        monkeypatch.setattr(FilesAudit, "repair", remove)
+        hurried(dest, replace(RECORD, files=str(files))).close()
+        broken.write_bytes(data)  # as the other one got it
+        remove(audit, untrusted)
+
+    monkeypatch.setattr(FilesAudit, "repair", late)
+    with pytest.raises(asyncfetch.DatasetError, match="another run took over"):
+        verify(dest, repair=True)
+    assert broken.read_bytes() == data
+
+
+async def test_no_room_for_what_is_compared_is_said_in_a_line(dest):
+    """What lies there already, by nobody knows whom, is read on this machine."""
+    path = "a/CNG version/big.CNG.swc"
+    await look(put, dest, f"_files/{path}", BIG)
+
+    def fetch(url):
+        words = ["fetch", "neuromorpho/traces", "--base-url", url]
+        words += ["-o", dest, "--files", "_files", "--quiet"]
+        limited = ["bash", "-c", 'ulimit -f 1024; exec "$@"', "bash"]
+        return subprocess.run(
+            [*limited, sys.executable, "-m", "asyncfetch", *words],
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+
+    reply = local.service([("a", "big")], lambda _name, _head: answer(BIG))
+    async with open_wire(reply) as wire:
+        ended = await look(fetch, wire.url)
+    said = ended.stderr.decode()
+    assert ended.returncode == 3, said
+    assert "expected to keep the bytes of a file, got File too large" in said
+    assert said.count("\n") == 1
 
 
 # --- killed ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlsplit
@@ -34,6 +34,7 @@ from asyncfetch.errors import (
     AsyncfetchError,
     AuthenticationError,
     ConfigurationError,
+    DatasetError,
     DecodeError,
     IntegrityError,
     NotFound,
@@ -238,7 +239,7 @@ class VaultExchange(Exchange):
         view, path = found
         partial.begin(200, {})
         try:
-            await in_thread(lambda: _copy(view.file(path), partial))
+            await in_thread(lambda: _copy(view, path, partial))
             data = partial.path or b"".join(partial.pieces)
             digest = partial.digest.hexdigest()
             response = self._as_response(request, data, partial.size, digest)
@@ -327,10 +328,23 @@ def _held(dest: str) -> tuple[dict[str, Any], dict[str, tuple[View, str]]]:
     return rows, there
 
 
-def _copy(pieces: Iterable[bytes], partial: Partial) -> None:
-    """Let *partial* take what a file holds. Blocks."""
-    for piece in pieces:
+def _copy(view: View, path: str, partial: Partial) -> None:
+    """Let *partial* take a file of another dataset. Blocks.
+
+    Raises
+    ------
+    IntegrityError
+        It cannot be read there.
+    """
+    for piece in _read(view, path):
         partial.add(piece)
         if partial.wants_write:
             partial.write()
     partial.finish()
+
+
+def _read(view: View, path: str) -> Iterator[bytes]:
+    try:
+        yield from view.file(path)
+    except (DatasetError, LookupError) as error:  # also where it cannot be reached
+        raise IntegrityError(str(error)) from error
