@@ -182,24 +182,41 @@ def test_writer_that_slept_puts_no_more_files(dest, tmp_path, monkeypatch, where
     assert verify(dest) == []
 
 
-def test_a_repair_that_slept_removes_nothing_of_others(dest, tmp_path, monkeypatch):
-    files = tmp_path / "files"
-    made_up.download(dest, files=str(files))
-    broken = files / "some/3.txt"
+def test_a_repair_that_slept_removes_nothing_in_a_directory(
+    dest, tmp_path, monkeypatch
+):
+    """What is another's goes by a look at the fence in the bucket."""
+    files = str(tmp_path / "files")
+    made_up.download(dest, files=files)
+    broken = tmp_path / "files/some/3.txt"
     data = broken.read_bytes()
     broken.write_bytes(data[::-1])
-    remove = FilesAudit.repair
+    remove = _Directory._remove
 
-    def late(audit, untrusted):
-        monkeypatch.setattr(FilesAudit, "repair", remove)
-        hurried(dest, replace(RECORD, files=str(files))).close()
+    def late(depot, path):
+        hurried(dest, replace(RECORD, files=files)).close()
         broken.write_bytes(data)  # as the other one got it
-        remove(audit, untrusted)
+        remove(depot, path)
 
-    monkeypatch.setattr(FilesAudit, "repair", late)
+    monkeypatch.setattr(_Directory, "_remove", late)
     with pytest.raises(asyncfetch.DatasetError, match="another run took over"):
         verify(dest, repair=True)
     assert broken.read_bytes() == data
+
+
+def test_a_repair_removes_what_it_saw_and_nothing_else(dest, monkeypatch):
+    made_up.download(dest, files="_files")
+    data = content(dest, "_files/some/3.txt")
+    put(dest, "_files/some/3.txt", data[::-1])
+    repair = FilesAudit.repair
+
+    def late(audit, untrusted):
+        put(dest, "_files/some/3.txt", data)
+        repair(audit, untrusted)
+
+    monkeypatch.setattr(FilesAudit, "repair", late)
+    assert verify(dest, repair=True)
+    assert content(dest, "_files/some/3.txt") == data
 
 
 async def test_no_room_for_what_is_compared_is_said_in_a_line(dest):
