@@ -197,6 +197,26 @@ def run(arguments: list[str]) -> int:
     return int(status or OK)
 
 
+class _Said(logging.Handler):
+    """Prints as everything else is: by what standard error is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _guesses_said(*, is_wanted: bool) -> Iterator[None]:
+    """Let the user see how a list was read that nobody described."""
+    logger, said = logging.getLogger("asyncfetch.guesses"), _Said()
+    if is_wanted:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(said)
+    try:
+        yield
+    finally:
+        logger.removeHandler(said)
+
+
 def _say(error: Exception) -> int:
     """One line for an error, and the exit status that goes with it."""
     if isinstance(error, ItemError) and error.cause is not None:
@@ -1002,7 +1022,7 @@ def _download(
             group.cancel_scope.cancel()
         return report
 
-    with _single_error():
+    with _single_error(), _guesses_said(is_wanted=not quiet):
         report = _in_loop(work)
     if report is None:
         return INTERRUPTED

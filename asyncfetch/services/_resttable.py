@@ -63,6 +63,8 @@ from asyncfetch.services._table import (
 )
 
 logger = logging.getLogger("asyncfetch")
+guesses = logging.getLogger("asyncfetch.guesses")
+"""What was guessed, which the command line says and a library does not."""
 
 # Columns that are made of what one page has: objects that are keyed by something, and
 # not by names, have any number of keys. More are kept in `extra`.
@@ -190,12 +192,6 @@ class RestSource:
         if style is None:
             is_list = not isinstance(at(body, where), Mapping)
             style = (guessed(page) if is_list else None) or Style.parse("none")
-            logger.info(
-                "%s: records at %s; pages by %s",
-                self.base_url + self.target.partition("?")[0],
-                where or "the top",
-                style,
-            )
         columns = dict(self.declared or inferred(records, self.key))
         self._check_key(columns, records)
         total, pages = page.total, None
@@ -203,6 +199,15 @@ class RestSource:
             pages = 1
         elif records and total is not None and total > len(records):
             pages = math.ceil(total / len(records))
+        elif style.kind in {"page", "page0"}:
+            pages = page.pages
+        if self.paging is None:
+            guesses.info(
+                "%s: records at %s; pages by %s",
+                self.base_url + self.target.partition("?")[0],
+                where or "the top",
+                style,
+            )
         learned = {
             "records": where,
             "paging": str(style),
@@ -297,6 +302,8 @@ class RestSource:
         is_record = isinstance(body, Mapping) and not self.notes["records"]
         if page.total is not None and not is_record:
             detail["total"] = page.total
+        if style.kind == "none" and not is_record and (page.pages or 0) > 1:
+            detail["pages"] = page.pages
         follow_up: tuple[Item, ...] = ()
         if isinstance(later, AsyncfetchError):
             follow_up = (_refused(number + 1, request, str(later)),)
@@ -345,6 +352,11 @@ class RestSource:
         """Compare rows with what the last page counted, if the list is whole."""
         total, latest = None, 0
         for one in details:
+            if "pages" in one:
+                return (
+                    f"the service speaks of {one['pages']:,} pages and one came: say "
+                    "how it pages (paging=, --paging)"
+                )
             if "total" in one and one["page"] > latest:
                 total, latest = one["total"], one["page"]
         if total is None or self.notes is None:

@@ -42,6 +42,10 @@ _LINKS_AT = (
     "next",
     "next_url",
     "nextLink",
+    "next_page_url",
+    "nextPageUrl",
+    "next_page",
+    "nextPage",
     "@odata.nextLink",
     "odata.nextLink",
     "links.next",
@@ -85,6 +89,27 @@ _PAGES_AT = (
     "last_page",
     "meta.last_page",
 )
+# Where they say which page they are, beside how many there are.
+_PAGE_AT = (
+    "page",
+    "current_page",
+    "currentPage",
+    "number",
+    "page.number",
+    "meta.page",
+    "meta.current_page",
+    "pagination.page",
+    "pagination.current_page",
+)
+# Where they say how many records come before theirs, and the parameter for that.
+_OFFSETS_AT = {
+    "offset": "offset",
+    "meta.offset": "offset",
+    "pagination.offset": "offset",
+    "skip": "skip",
+    "start": "start",
+    "startAt": "startAt",
+}
 _CONTENT_RANGE = re.compile(r"(?:(\w+) )?(?:(\d+)-(\d+)|\*)/(\d+|\*)", re.ASCII)
 # What is a link and no cursor.
 _IS_LINK = re.compile(r"https?://|[/?]|[^\s?]+\?[^\s=]+=")
@@ -178,6 +203,11 @@ class Page:
         """Records that the service says there are; a hint."""
         total = self.sure_total
         return _number(self.body, _COUNTS_AT) if total is None else total
+
+    @property
+    def pages(self) -> int | None:
+        """Pages that the service says there are; a hint."""
+        return _number(self.body, _PAGES_AT)
 
     @property
     def sure_total(self) -> int | None:
@@ -348,7 +378,7 @@ def _by_number(style: Style, place: Place, page: Page, _links: NextLinks) -> _Ne
     first = 0 if style.kind == "page0" else 1
     number = _whole(param_of(place.target, param))
     number = first if number is None else number
-    pages = _number(page.body, _PAGES_AT)
+    pages = page.pages
     if pages is not None:
         if number - first + 1 >= pages:
             return None
@@ -497,6 +527,25 @@ def guessed(page: Page) -> Style | None:
     if found is not None and found[2] is not None and found[1] in {None, "items"}:
         step = int(found[3]) - int(found[2]) + 1
         return Style.parse(f"range:step={step}") if step > 0 else None
+    return _counted(page)
+
+
+def _counted(page: Page) -> Style | None:
+    """The style of a first page that says its number, or that nothing is before it.
+
+    Where the parameter has another name than the number, the same page comes again,
+    and that is an error.
+    """
+    if (page.pages or 0) > 1:
+        for where in _PAGE_AT:
+            number = at(page.body, where)
+            if type(number) is int and number in {0, 1}:
+                return Style.parse("page" if number else "page0")
+    if page.sure_total is not None and page.sure_total > len(page.records) > 0:
+        for where, param in _OFFSETS_AT.items():
+            offset = at(page.body, where)
+            if type(offset) is int and offset == 0:
+                return Style.parse(f"offset:param={param}")
     return None
 
 

@@ -92,6 +92,21 @@ class Api:
             return 404, {}, {"detail": "Invalid page."}
         return 200, {"X-Total-Count": str(self.count)}, items
 
+    def api_numbered(self, query, _):
+        """Pages that say their number and how many there are, and nothing else."""
+        page, pages = int(query.get("page", 1)), -(-self.count // self.size)
+        items = self.records((page - 1) * self.size, page * self.size)
+        return 200, {}, {"page": page, "total_pages": pages, "items": items}
+
+    def api_other(self, query, _):
+        """The same, by a parameter that nobody guesses."""
+        return self.api_numbered({"page": query.get("sheet", 1)}, None)
+
+    def api_skip(self, query, _):
+        skip = int(query.get("skip", 0))
+        items = self.records(skip, skip + self.size)
+        return 200, {}, {"skip": skip, "total": self.count, "items": items}
+
     def api_blind(self, query, _):
         """Pages without a word of how many there are, and a 404 behind them."""
         status, _, body = self.api_page(query, None)
@@ -348,6 +363,9 @@ STYLES = [
     pytest.param("relative", None, 3, id="next, relative"),
     pytest.param("astray", None, 3, id="next, of another host"),
     pytest.param("moved", None, 4, id="next, relative to a redirect"),
+    pytest.param("numbered", None, 3, id="page, guessed"),
+    pytest.param("skip", None, 3, id="offset, guessed"),
+    pytest.param("other", "page:param=sheet", 3, id="page, of another name"),
     pytest.param("cursor", None, 3, id="cursor"),
     pytest.param("keyset", "keyset:param=after_id", 4, id="keyset"),
     pytest.param("link", None, 3, id="link"),
@@ -397,8 +415,20 @@ async def test_a_cursor_is_given_back_as_it_came(api):
     assert api.log[1] == f"/api/cursor?cursor={cursor}"
 
 
+async def test_a_wrong_guess_is_an_error(api, tmp_path):
+    async with client(api) as rest:
+        with pytest.raises(
+            asyncfetch.ItemError, match="is paging= as the service has it"
+        ):
+            await rest.table("other").get()
+        plan = rest.table("other", paging="none").plan()
+        report = await asyncfetch.download(plan, tmp_path / "d")
+    assert report.rows == 10
+    assert "speaks of 3 pages and one came: say how it pages" in str(report.shortfall)
+
+
 async def test_the_style_is_said_once(api, caplog):
-    caplog.set_level(logging.INFO, logger="asyncfetch")
+    caplog.set_level(logging.INFO, logger="asyncfetch.guesses")
     async with client(api) as rest:
         await rest.table("next").get()
     (line,) = [one for one in caplog.messages if "pages by" in one]
@@ -857,7 +887,9 @@ def test_a_url_is_fetched_and_gone_on_with(api, run, tmp_path):
     assert len(api.log) == 1
     assert not (tmp_path / "d").exists()
     api.log.clear()
-    assert "1 and more pages" in run(*words, "--limit", "2")
+    said = run(*words, "--limit", "2")
+    assert "/api/next: records at results; pages by next\n" in said
+    assert "1 and more pages" in said
     assert len(api.log) == 2
     assert "nothing left to ask" in run("resume", dest)
     said = run("status", dest)
