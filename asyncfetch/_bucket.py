@@ -271,7 +271,8 @@ class BucketStore(LocalStore):
 
         try:
             with self._asking():
-                return obstore.head(self._objects, name)
+                found: Mapping[str, Any] = obstore.head(self._objects, name)
+                return found
         except FileNotFoundError:
             return None
 
