@@ -121,7 +121,9 @@ class Depot(ABC):
     def _is_vacant(self, path: str) -> bool:
         try:
             return self.look(path) is None
-        except DatasetError:  # said when the item is asked for
+        except DatasetError as error:  # said when the item is asked for
+            if not getattr(error, "is_of_item", False):
+                raise
             return False
 
     def each(self, call: Callable[[S], T], values: Iterable[S]) -> list[T]:

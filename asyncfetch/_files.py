@@ -24,6 +24,7 @@ import anyio
 import anyio.to_thread
 
 from asyncfetch._body import Body, Proof
+from asyncfetch._bucket import BucketStore
 from asyncfetch._depot import OWN, Lying, depot_of
 from asyncfetch._model import ItemResult, Kept, PlannedItem, Response
 from asyncfetch._names import safe_path
@@ -125,7 +126,7 @@ class Files:
         self._staging = staging
         self._depot = depot_of(store, staging, where, beat)
         self.label = self._depot.label
-        self.is_remote = self._depot.most is not None
+        self.is_remote = isinstance(store, BucketStore)
         """Whether the disk on which files wait is not the one they are to lie on."""
         self._batches = 0
         self._notes: list[str] = []

@@ -35,7 +35,16 @@ ALLOWED = {
     # Bytes on their way to a stored file are kept by the rules of the store.
     "_partial": {"_body", "_model", "_store", "errors"},
     "_depot": {"_bucket", "_names", "_store", "errors"},
-    "_files": {"_body", "_depot", "_model", "_names", "_partial", "_store", "errors"},
+    "_files": {
+        "_body",
+        "_bucket",
+        "_depot",
+        "_model",
+        "_names",
+        "_partial",
+        "_store",
+        "errors",
+    },
     "_transport": {"_auth", "_body", "_model", "_partial", "_threads", "errors"},
     "_absence": set(),
     "_exchange": {
