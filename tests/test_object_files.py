@@ -364,7 +364,7 @@ async def test_an_items_file_that_is_lost_leaves_files_to_compare(archive, api, 
     assert (problem.code, problem.where) == ("stray-file", "_files/mine/notes.txt")
 
 
-@pytest.mark.parametrize("which", ["_files/", "part-", "/items/", "/plan/0"])
+@pytest.mark.parametrize("which", ["_files/", ".parquet", "/items/", "/plan/0"])
 async def test_what_cannot_be_read_for_a_while_is_not_damaged(
     whole, road, monkeypatch, which
 ):
