@@ -52,7 +52,6 @@ from asyncfetch._objects import (
     SLOWEST,
     ObjectStore,
     connect,
-    is_broken_off,
     no_bucket,
     patience,
     reason,
@@ -110,7 +109,7 @@ class BucketStore(LocalStore):
     def __init__(self, place: ObjectStore) -> None:
         self._place = place
         self._objects = connect(place)
-        self._slow: dict[int, Any] = {REQUEST_SECONDS: self._objects}
+        self._connections: dict[int, Any] = {REQUEST_SECONDS: self._objects}
         of_url = hashlib.sha256(str(place).encode()).hexdigest()[:12]
         self._prefix = f"asyncfetch-{of_url}-"
         self.lease: _Lease | None = None
@@ -125,7 +124,6 @@ class BucketStore(LocalStore):
         """A directory of this machine, from the first use to the end of the store."""
         root, alive = _made(self._prefix)
         self._end = weakref.finalize(self, _discard, root, alive)
-        self._alive = alive
         return root
 
     def close(self, *, is_held: bool = False) -> None:
@@ -138,9 +136,8 @@ class BucketStore(LocalStore):
             then stays.
         """
         if "root" in self.__dict__:
-            if is_held:
-                self._end.detach()
-                _leave_mark(self.root, self._alive)
+            if is_held and (found := self._end.detach()) is not None:
+                _leave_mark(*found[2])
             else:
                 self._end()
             del self.root
@@ -189,7 +186,9 @@ class BucketStore(LocalStore):
                 f"expected objects with plain names in {self}, got {reason(error)}: "
                 "remove that object"
             )
-        kind = _BrokenOffError if is_broken_off(error) else DatasetError
+        is_answer = "status code" in str(error)
+        is_broken_off = isinstance(error, kinds.GenericError) and not is_answer
+        kind = _BrokenOffError if is_broken_off else DatasetError
         return kind(
             f"expected an answer for {self}, got {reason(error)}: what was "
             "committed before stands; mend that, and a resume goes on"
@@ -248,9 +247,9 @@ class BucketStore(LocalStore):
 
     def _waiting(self, seconds: int) -> Any:
         """The objects, by connections that wait so long."""
-        if seconds not in self._slow:
-            self._slow[seconds] = connect(self._place, seconds)
-        return self._slow[seconds]
+        if seconds not in self._connections:
+            self._connections[seconds] = connect(self._place, seconds)
+        return self._connections[seconds]
 
     def put_content(self, name: str, content: bytes | Path) -> None:
         """Make an object of the bytes of a file."""

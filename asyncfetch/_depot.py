@@ -39,7 +39,7 @@ T = TypeVar("T")
 OWN = "_files"
 """The directory of files inside a dataset, and the word for it."""
 
-READ = 1 << 20
+_READ = 1 << 20
 # A copy to another disk shows others after so many bytes that it lives.
 _STEP = 64 << 20
 
@@ -210,7 +210,7 @@ def _sha256(pieces: Iterable[bytes]) -> str:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while piece := file.read(READ):
+        while piece := file.read(_READ):
             yield piece
 
 

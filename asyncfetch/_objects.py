@@ -258,9 +258,7 @@ def connect(place: ObjectStore, seconds: int = REQUEST_SECONDS) -> Any:
             },
             retry_config={
                 "max_retries": 1000,  # the time is what ends it
-                # A request that broke off late is made once more.
-                "retry_timeout": PATIENCE
-                + timedelta(seconds=seconds - REQUEST_SECONDS),
+                "retry_timeout": patience(seconds),
                 "backoff": {"max_backoff": timedelta(seconds=5)},
             },
             **options,
@@ -289,11 +287,6 @@ def reason(error: BaseException) -> str:
         return status[1].strip()
     first = text.partition("\n")[0] or type(error).__name__
     return re.sub(r"(https?://[^\s?]*)\?\S*", r"\1", first)[:300]
-
-
-def is_broken_off(error: BaseException) -> bool:
-    """Whether no answer came: nobody knows whether the request got there."""
-    return "status code" not in str(error)
 
 
 def no_bucket(text: str) -> bool:
