@@ -588,7 +588,7 @@ class Session:
             there = len(Committed.at(self.look()).keys)
             if status == 0 or (truth and there == truth.n_final):
                 return runs, status
-            if truth is None and there == before and number > 4:
+            if truth is None and there == before and number > 2:
                 return runs, status
             before = there
         raise AssertionError(f"not complete after {len(runs)} runs: {runs[-1].said}")
@@ -719,10 +719,11 @@ class Session:
         proved = subprocess.run(
             [sys.executable, "-m", "asyncfetch", "verify", self.place],
             check=False,
-            stdout=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             env=self.environment,
         )
-        assert proved.returncode == 0
+        assert proved.returncode == 0, proved.stderr
         again = self.start("fetch")
         assert again.end() == truth.status, again.said
         asked = {one["target"] for one in self.archive.of(again.label)}
@@ -779,7 +780,7 @@ def main() -> int:
         return lambda: campaign(scenario, kills, options.seed, folder)
 
     started = time.monotonic()
-    with ThreadPoolExecutor(2) as pool:  # the machine's cores, or the better half
+    with ThreadPoolExecutor(3) as pool:  # a run waits for much, too
         jobs = {
             scenario.name: pool.submit(one(scenario, kills))
             for scenario, kills in zip(
@@ -789,10 +790,10 @@ def main() -> int:
         for name, job in jobs.items():
             try:
                 counts = job.result()
-            except Exception:  # noqa: BLE001 - shown, and the others go on
+            except Exception as error:  # noqa: BLE001 - shown, and the others go on
                 broken += 1
-                print(f"{name}: BROKEN, see {folder / name.replace(' ', '-')}")
                 traceback.print_exc()
+                print(f"{name}: BROKEN, see {folder / name.replace(' ', '-')}: {error}")
             else:
                 total += counts
                 words = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
