@@ -245,6 +245,27 @@ def _note(text: str) -> None:
     print(f"asyncfetch: {' '.join(text.split())}", file=sys.stderr)
 
 
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        from asyncfetch import __version__  # noqa: PLC0415
+
+        print(f"asyncfetch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_say_version, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    """Take what stands before the command."""
+
+
 # --- finding tables, reading words ----------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from importlib import metadata
 
 import pyarrow as pa
 import pytest
@@ -36,6 +37,11 @@ def archive(monkeypatch):
 
 def lines(text):
     return [line for line in text.splitlines() if line.strip()]
+
+
+def test_the_version_is_said(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"asyncfetch {metadata.version('asyncfetch')}\n"
 
 
 def test_services_and_tables_are_listed(capsys):
