@@ -313,6 +313,30 @@ async def test_a_file_that_is_too_large_for_one_request_fails_alone(
     assert [*await look(files_in, dest)] == ["a/CNG version/small.CNG.swc"]
 
 
+async def test_no_more_than_some_bytes_wait_for_their_puts(dest, monkeypatch):
+    """Large files lie in TMPDIR until then."""
+    names = [("a", f"big-{number}") for number in range(8)]
+    monkeypatch.setattr("asyncfetch._dataset.GROUP_ROWS", 1 << 40)
+    monkeypatch.setattr("asyncfetch._dataset.GROUP_FILES", 2 * len(BIG))
+    at_once = []
+    real = _Objects.put
+
+    def put_(depot, files):
+        at_once.append(len(files))
+        real(depot, files)
+
+    monkeypatch.setattr(_Objects, "put", put_)
+    async with (
+        open_wire(local.service(names, lambda *_: answer(BIG))) as wire,
+        asyncfetch.NeuroMorpho(base_url=wire.url) as api,
+    ):
+        report = await asyncfetch.download(api.traces.plan(), dest, files="_files")
+    assert report.items == {"ok": 8}
+    assert sum(at_once) == 8
+    assert max(at_once) == 2
+    assert len(await look(files_in, dest)) == 8
+
+
 # --- proved ---------------------------------------------------------------------------
 
 

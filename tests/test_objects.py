@@ -405,6 +405,13 @@ def test_folders_that_others_marked_are_none_of_the_files(dest: str) -> None:
     assert [one.where for one in verify(dest)] == ["_files/some/empty"]
 
 
+def test_an_object_whose_name_no_file_can_have_is_named(dest: str) -> None:
+    made_up.download(dest)
+    put(dest, "_asyncfetch/items//x", b"mine")
+    with pytest.raises(DatasetError, match="plain names.*items//.*remove that object"):
+        verify(dest)
+
+
 def test_what_a_put_failed_with_is_said_while_its_bytes_are_still_held(
     dest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
