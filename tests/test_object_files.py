@@ -372,6 +372,30 @@ async def test_a_damaged_file_is_found_and_only_it_is_fetched_again(
     assert not await look(verify, whole)
 
 
+async def test_files_are_proved_piece_by_piece(whole, monkeypatch):
+    """So that it takes little memory, however large they are."""
+    import obstore
+
+    most = 1000
+    monkeypatch.setattr("asyncfetch._bucket.PIECE", most)
+    read, read_range, ranges = obstore.get, obstore.get_range, []
+
+    def get_range(store, name, *, start, length):
+        if name.startswith("_files/"):
+            ranges.append(length)
+        return read_range(store, name, start=start, length=length)
+
+    def get(store, name):
+        assert not name.startswith("_files/")
+        return read(store, name)
+
+    monkeypatch.setattr(obstore, "get", get)
+    monkeypatch.setattr(obstore, "get_range", get_range)
+    assert not await look(verify, whole)
+    assert max(ranges) == most
+    assert sum(ranges) == sum(map(len, (await look(files_in, whole)).values()))
+
+
 async def test_an_items_file_that_is_lost_leaves_files_to_compare(archive, api, whole):
     names = await look(objects, whole)
     (items,) = [one for one in names if "/items/" in one]

@@ -408,7 +408,7 @@ def test_folders_that_others_marked_are_none_of_the_files(dest: str) -> None:
 def test_an_object_whose_name_no_file_can_have_is_named(dest: str) -> None:
     made_up.download(dest)
     put(dest, "_asyncfetch/items//x", b"mine")
-    with pytest.raises(DatasetError, match="plain names.*items//.*remove that object"):
+    with pytest.raises(DatasetError, match=r"plain names.*items//.*remove that object"):
         verify(dest)
 
 
