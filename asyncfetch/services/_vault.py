@@ -68,6 +68,9 @@ _CUTS = (
 _PAGES = 8
 # Looks in a row that find nothing new: what is missing then cannot be read.
 _STALE = 2
+# Share of records that a first look may miss: those that came or were moved meanwhile.
+# Where it missed more, no window will hold again what it held.
+_MOVED = 0.01
 # Records that are asked for one by one rather than by the pages that they are on.
 _FEW = 20
 _DOI = re.compile(r"^(?:https?://(?:dx\.)?doi\.org/|doi:)\s*", re.IGNORECASE)
@@ -257,16 +260,22 @@ class Lists:
             self.path, count, lambda one: matches(one, self.filters) or None
         )
         items = [self.item(one) for one in listed.windows()]
-        if self.filters and len(listed.known) <= _FEW:
+        is_few = bool(self.filters) and len(listed.known) <= _FEW
+        if is_few or not listed.is_steady:
             items = [self._one(number) for number in sorted(listed.known)]
-            if query and items:  # no two have the same
+            if is_few and query and items:  # no two have the same
                 yield Block(tuple(items))
                 return
         unread = [self.item(one) for one in listed.unread]
-        if listed.missing > len(unread) and self.path == "/collections/":
+        is_unplaced = listed.missing > len(unread) or not listed.is_steady
+        if listed.missing and is_unplaced and self.path == "/collections/":
             # Where they are in the list is not known; their images may tell.
             strays = yield from _strays(listed, most=_PAGES)
             unread = [self._one(number) for number in strays]
+        if not listed.is_steady:  # whose count is to be compared all the same
+            one = self.item(Window(path=self.path, limit=1, is_last=False))
+            n_seen = len(listed.known) + len(listed.others)
+            unread.append(replace(one, context={**one.context, "seen": n_seen}))
         yield Block((*items, *unread))
 
     @property
@@ -307,7 +316,11 @@ class Lists:
         records, count, follow = window.read(body)
         return replace(
             self._decoded(records, as_records),
-            detail={"of": window.path, "count": count, "came": len(records)},
+            detail={
+                "of": window.path,
+                "count": count,
+                "came": item.context.get("seen", len(records)),
+            },
             follow_up=tuple(map(self.item, follow)),
         )
 
@@ -429,6 +442,8 @@ class Listed:
     """Records that the server cannot give, where their places are known."""
     missing: int
     """Records that are counted and were not seen."""
+    is_steady: bool
+    """Whether its order is about the same from look to look."""
 
     def windows(self) -> Iterator[Window]:
         """Windows that hold everything that is wanted between them."""
@@ -454,7 +469,7 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
     others: set[int] = set()
     seen: list[tuple[Window, frozenset[int]]] = []
     unread: list[Window] = []
-    stale = 0
+    stale = first = 0
     for cap, share in _CUTS:
         total = count or cap
         step = min(cap, max(1, math.ceil(share * total)))
@@ -472,6 +487,7 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
         bad = [one.window for one in looked if one.error is not None]
         unread = unread or bad
         count = max([one.count for one in looked] + [count or 0])
+        first = first or len(known) + len(others)
         missing = count - len(known) - len(others)
         stale = stale + 1 if before == count - missing else 0
         if missing <= 0 or (unread and (missing == 1 or stale == _STALE)):
@@ -483,6 +499,7 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
         # The place of one that cannot be read differs from look to look.
         unread=tuple(unread[: max(0, missing)]),
         missing=max(0, missing),
+        is_steady=len(known) + len(others) - first <= _MOVED * (count or 0),
     )
 
 

@@ -1,12 +1,14 @@
 """NeuroVault: every record that can be read, whatever the server's lists do."""
 
 import json
+import random
+import re
 
 import anyio
 import pytest
 
 import asyncfetch
-from asyncfetch import testing
+from asyncfetch import open_dataset, testing
 from asyncfetch._neurovault_schema import IMAGE
 from asyncfetch.testing import Fault
 from asyncfetch.testing._neurovault import TOKEN, NeuroVaultService
@@ -244,9 +246,9 @@ async def test_texts_that_stand_for_nothing_are_null(archive, api):
 # --- a server of bytes ----------------------------------------------------------------
 
 
-def page(ids, count, *, more=False):
+def page(ids, count, *, more=False, collection_id=1):
     link = "http://elsewhere.example/api/x/?limit=1000&offset=1000" if more else None
-    results = [{"id": one, "name": "n", "collection_id": 1} for one in ids]
+    results = [{"id": one, "name": "n", "collection_id": collection_id} for one in ids]
     body = {"count": count, "next": link, "previous": None, "results": results}
     return answer(
         json.dumps(body).encode(), headers="Content-Type: application/json\r\n"
@@ -266,11 +268,47 @@ def of_query(head):
     return int(query["limit"]), int(query.get("offset", 0))
 
 
+def ids_in(dest):
+    return sorted(open_dataset(dest).rows.to_table()["id"].to_pylist())
+
+
 async def images_of(wire, **filters):
     async with asyncfetch.NeuroVault(base_url=f"{wire.url}/api") as api:
         api.exchange._rng = Impatient()
         found = await api.images.get(collection_id=1, **filters)
         return [one["id"] for one in found]
+
+
+@pytest.mark.parametrize("filters", [{}, {"name": "n"}])
+async def test_a_list_in_a_new_order_each_time_comes_whole(filters, tmp_path):
+    numbers, poisoned, dice = [*range(1, 303)], 100, random.Random(1)
+
+    def respond(head, _body):
+        path = head.split(b" ")[1].decode().partition("?")[0]
+        if path == "/api/images/":
+            return page([1], 1, collection_id=poisoned)
+        if one := re.fullmatch(r"/api/collections/(\d+)/", path):
+            number = int(one[1])
+            body = json.dumps({"id": number, "name": "n"}).encode()
+            return BROKEN if number == poisoned else answer(body)
+        limit, offset = of_query(head)
+        dice.shuffle(numbers)
+        if numbers[0] == poisoned:  # or no count came when only the first is asked for
+            numbers.reverse()
+        found = numbers[offset : offset + limit]
+        return BROKEN if poisoned in found else page(found, len(numbers))
+
+    async with (
+        open_wire(answer()) as wire,
+        asyncfetch.NeuroVault(base_url=f"{wire.url}/api") as api,
+    ):
+        wire.respond = respond
+        api.exchange._rng = Impatient()
+        plan = api.collections.plan(**filters)
+        report = await asyncfetch.download(plan, tmp_path / "d")
+    assert await look(ids_in, tmp_path / "d") == sorted({*numbers} - {poisoned})
+    assert f"id={poisoned}" in [one.key for one in report.failed]
+    assert "counts 302 collections and 301 distinct ones came" in report.shortfall
 
 
 async def test_an_empty_page_in_the_middle_ends_nothing():
