@@ -63,10 +63,15 @@ _CUTS = (
     (850, 0.29),
     (550, 0.17),
 )
+# So often, while they find what those before did not.
+_ROUNDS = 3
 # Full pages of images that are read for the name of a collection: all of them are as
 # much as everything else together.
 _PAGES = 8
-# Looks in a row that find nothing new: what is missing then cannot be read.
+# Looks at all images for those of a collection that no look at a list has shown.
+_LOOKS_FOR_STRAYS = 4
+# Looks in a row that find nothing new: what is missing then cannot be read. Where the
+# order is new each time it takes a round of them.
 _STALE = 2
 # Share of records that a first look may miss: those that came or were moved meanwhile.
 # Where it missed more, no window will hold again what it held.
@@ -274,8 +279,8 @@ class Lists:
             unread = [self._one(number) for number in strays]
         if not listed.is_steady:  # whose count is to be compared all the same
             one = self.item(Window(path=self.path, limit=1, is_last=False))
-            n_seen = len(listed.known) + len(listed.others)
-            unread.append(replace(one, context={**one.context, "seen": n_seen}))
+            context = {**one.context, "seen": listed.n_seen}
+            unread.append(replace(one, context=context))
         yield Block((*items, *unread))
 
     @property
@@ -445,6 +450,11 @@ class Listed:
     is_steady: bool
     """Whether its order is about the same from look to look."""
 
+    @property
+    def n_seen(self) -> int:
+        """Records that were seen."""
+        return len(self.known) + len(self.others)
+
     def windows(self) -> Iterator[Window]:
         """Windows that hold everything that is wanted between them."""
         left = set(self.known)
@@ -470,7 +480,8 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
     seen: list[tuple[Window, frozenset[int]]] = []
     unread: list[Window] = []
     stale = first = 0
-    for cap, share in _CUTS:
+    for look in range(_ROUNDS * len(_CUTS)):
+        cap, share = _CUTS[look % len(_CUTS)]
         total = count or cap
         step = min(cap, max(1, math.ceil(share * total)))
         window = Window(path=path, limit=step if share < 1 else PAGE, likely=count)
@@ -490,7 +501,11 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
         first = first or len(known) + len(others)
         missing = count - len(known) - len(others)
         stale = stale + 1 if before == count - missing else 0
-        if missing <= 0 or (unread and (missing == 1 or stale == _STALE)):
+        is_steady = len(known) + len(others) - first <= _MOVED * count
+        is_stale = stale >= (_STALE if is_steady else len(_CUTS))
+        is_explained = bool(unread) and (missing == 1 or is_stale)
+        is_tried = look + 1 >= len(_CUTS) and (is_steady or is_stale)
+        if missing <= 0 or is_explained or is_tried:
             break
     return Listed(
         known=known,
@@ -499,7 +514,7 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
         # The place of one that cannot be read differs from look to look.
         unread=tuple(unread[: max(0, missing)]),
         missing=max(0, missing),
-        is_steady=len(known) + len(others) - first <= _MOVED * (count or 0),
+        is_steady=is_steady,
     )
 
 
@@ -550,9 +565,9 @@ def collections(filters: Mapping[str, Json]) -> Steps:
     unread = [
         _unreadable(Request(target=f"{path}{one}/"), f"id={one}") for one in strays
     ]
-    if not (wanted and _probe(of)):  # else it was found, and no two have the same
-        rest = max(0, listed.missing - len(strays))
-        unread += [_unreadable(w.request, key_of(w)) for w in listed.unread[:rest]]
+    rest = max(0, listed.missing - len(strays))
+    if rest and not (wanted and _probe(of)):  # else it was found: no two have the same
+        unread += _unfound(listed, rest, seen=listed.n_seen + len(strays))
     return sorted(wanted, key=lambda one: one.number), unread
 
 
@@ -568,11 +583,14 @@ def _strays(listed: Listed, *, most: float = math.inf) -> Steps:
         found.update(set(one.records) - known)
         return len(found) >= listed.missing or pages >= most
 
-    yield from walk(
-        [Window(path="/images/")],
-        keep=lambda record: record["collection_id"],
-        is_enough=is_enough,
-    )
+    for _ in range(1 if listed.is_steady else _LOOKS_FOR_STRAYS):
+        yield from walk(
+            [Window(path="/images/")],
+            keep=lambda record: record["collection_id"],
+            is_enough=is_enough,
+        )
+        if len(found) >= listed.missing or pages >= most:
+            break
     return sorted(found)
 
 
@@ -608,7 +626,7 @@ class Images(Lists):
     ) -> Decoded:
         """Rows of one page that match."""
         if item.context.get("collections"):
-            return readable_again(document(chunks), self.item)
+            return readable_again(item, document(chunks), self.item)
         return super(Images, self).decode(item, chunks, head, as_records=as_records)
 
     @property
@@ -621,15 +639,46 @@ def images_of(number: int, likely: int | None) -> Window:
     return Window(path=f"/collections/{number}/images/", likely=likely)
 
 
-def _unreadable(request: Request, key: str) -> Item:
+def _unreadable(request: Request, key: str, **context: Json) -> Item:
     """An item for a collection that the server cannot give: it says so by failing."""
     return Item(
-        key=f"collections {key}", request=request, context={"collections": True}
+        key=f"collections {key}",
+        request=request,
+        context={"collections": True, **context},
     )
 
 
-def readable_again(body: Any, made: Callable[[Window], Item]) -> Decoded:
-    """What a collection leads to that the server can give by now."""
+def _unfound(listed: Listed, rest: int, *, seen: int) -> Iterator[Item]:
+    """Items for *rest* collections of which nothing is known, so that they are named.
+
+    Parameters
+    ----------
+    seen
+        Collections of which something is.
+    """
+    if listed.is_steady and rest <= len(listed.unread):
+        for window in listed.unread[:rest]:
+            yield _unreadable(window.request, key_of(window))
+        return
+    window = Window(path="/collections/", limit=1)
+    yield _unreadable(window.request, "unseen", seen=seen)
+
+
+def readable_again(item: Item, body: Any, made: Callable[[Window], Item]) -> Decoded:
+    """What a collection leads to that the server can give by now.
+
+    Raises
+    ------
+    DecodeError
+        There still are more collections than were seen.
+    """
+    seen = item.context.get("seen")
+    if seen is not None and body["count"] > seen:
+        raise DecodeError(
+            f"expected the {seen} collections that were seen, the service counts "
+            f"{body['count']}: what is in the others is not known - at $.count",
+            path="$.count",
+        )
     records = body.get("results", [body])
     follow = [
         made(images_of(one["id"], one.get("number_of_images"))) for one in records

@@ -261,7 +261,7 @@ class Files:
 
     def _found(self, item: Item, body: Any) -> Decoded:
         if item.context.get("collections"):
-            return readable_again(body, self._page)
+            return readable_again(item, body, self._page)
         if "image" in item.context:
             return Decoded(follow_up=tuple(self._wanted([body])))
         records, _, more = Window.from_json(item.context["window"]).read(body)

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from functools import partial
 
 import anyio
 import pytest
@@ -279,36 +280,57 @@ async def images_of(wire, **filters):
         return [one["id"] for one in found]
 
 
-@pytest.mark.parametrize("filters", [{}, {"name": "n"}])
-async def test_a_list_in_a_new_order_each_time_comes_whole(filters, tmp_path):
-    numbers, poisoned, dice = [*range(1, 303)], 100, random.Random(1)
+POISON = 100
 
-    def respond(head, _body):
-        path = head.split(b" ")[1].decode().partition("?")[0]
-        if path == "/api/images/":
-            return page([1], 1, collection_id=poisoned)
-        if one := re.fullmatch(r"/api/collections/(\d+)/", path):
-            number = int(one[1])
-            body = json.dumps({"id": number, "name": "n"}).encode()
-            return BROKEN if number == poisoned else answer(body)
-        limit, offset = of_query(head)
-        dice.shuffle(numbers)
-        if numbers[0] == poisoned:  # or no count came when only the first is asked for
-            numbers.reverse()
-        found = numbers[offset : offset + limit]
-        return BROKEN if poisoned in found else page(found, len(numbers))
 
+def in_a_new_order(head, _body, *, numbers, dice, strays=()):
+    """302 collections, each with an image; one of them nobody can read."""
+    path = head.split(b" ")[1].decode().partition("?")[0]
+    if path == "/api/images/":
+        return page(strays, len(strays), collection_id=POISON)
+    if one := re.fullmatch(r"/api/collections/(\d+)/images/", path):
+        return page([int(one[1])], 1)
+    if one := re.fullmatch(r"/api/collections/(\d+)/", path):
+        body = json.dumps({"id": int(one[1]), "name": "n"}).encode()
+        return BROKEN if int(one[1]) == POISON else answer(body)
+    limit, offset = of_query(head)
+    dice.shuffle(numbers)
+    if numbers[0] == POISON:  # or no count came when only the first is asked for
+        numbers.reverse()
+    found = numbers[offset : offset + limit]
+    return BROKEN if POISON in found else page(found, len(numbers))
+
+
+@pytest.fixture
+async def disorder():
+    numbers, dice = [*range(1, 303)], random.Random(1)
     async with (
         open_wire(answer()) as wire,
         asyncfetch.NeuroVault(base_url=f"{wire.url}/api") as api,
     ):
-        wire.respond = respond
+        wire.respond = partial(in_a_new_order, numbers=numbers, dice=dice)
         api.exchange._rng = Impatient()
-        plan = api.collections.plan(**filters)
-        report = await asyncfetch.download(plan, tmp_path / "d")
-    assert await look(ids_in, tmp_path / "d") == sorted({*numbers} - {poisoned})
-    assert f"id={poisoned}" in [one.key for one in report.failed]
+        yield wire, api
+
+
+@pytest.mark.parametrize("filters", [{}, {"name": "n"}])
+async def test_a_list_in_a_new_order_each_time_comes_whole(disorder, filters, tmp_path):
+    wire, api = disorder
+    wire.respond = partial(wire.respond, strays=[1])
+    plan = api.collections.plan(**filters)
+    report = await asyncfetch.download(plan, tmp_path / "d")
+    assert await look(ids_in, tmp_path / "d") == sorted({*range(1, 303)} - {POISON})
+    assert [one.key for one in report.failed] == [f"id={POISON}"]
     assert "counts 302 collections and 301 distinct ones came" in report.shortfall
+
+
+async def test_a_collection_that_no_look_shows_is_missed_aloud(disorder, tmp_path):
+    _, api = disorder
+    report = await asyncfetch.download(api.images.plan(), tmp_path / "d")
+    assert await look(ids_in, tmp_path / "d") == sorted({*range(1, 303)} - {POISON})
+    (failed,) = report.failed
+    assert failed.key == "collections unseen"
+    assert "the service counts 302" in failed.error
 
 
 async def test_an_empty_page_in_the_middle_ends_nothing():
