@@ -69,7 +69,7 @@ _ROUNDS = 3
 # much as everything else together.
 _PAGES = 8
 # Looks at all images for those of a collection that no look at a list has shown.
-_LOOKS_FOR_STRAYS = 4
+_LOOKS_FOR_STRAYS = 8
 # Looks in a row that find nothing new: what is missing then cannot be read. Where the
 # order is new each time it takes a round of them.
 _STALE = 2
