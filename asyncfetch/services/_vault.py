@@ -264,16 +264,16 @@ class Lists:
         listed = yield from _all_of(
             self.path, count, lambda one: matches(one, self.filters) or None
         )
-        items = [self.item(one) for one in listed.windows()]
         is_few = bool(self.filters) and len(listed.known) <= _FEW
         if is_few or not listed.is_steady:
             items = [self._one(number) for number in sorted(listed.known)]
-            if is_few and query and items:  # no two have the same
-                yield Block(tuple(items))
-                return
+        else:
+            items = [self.item(one) for one in listed.windows()]
+        if is_few and query and items:  # no two have the same
+            yield Block(tuple(items))
+            return
         unread = [self.item(one) for one in listed.unread]
-        is_unplaced = listed.missing > len(unread) or not listed.is_steady
-        if listed.missing and is_unplaced and self.path == "/collections/":
+        if listed.missing > len(unread) and self.path == "/collections/":
             # Where they are in the list is not known; their images may tell.
             strays = yield from _strays(listed, most=_PAGES)
             unread = [self._one(number) for number in strays]
@@ -479,16 +479,15 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
     others: set[int] = set()
     seen: list[tuple[Window, frozenset[int]]] = []
     unread: list[Window] = []
-    stale = first = 0
-    for look in range(_ROUNDS * len(_CUTS)):
-        cap, share = _CUTS[look % len(_CUTS)]
+    stale = first = n_seen = 0
+    for look, (cap, share) in enumerate(_CUTS * _ROUNDS, 1):
         total = count or cap
         step = min(cap, max(1, math.ceil(share * total)))
         window = Window(path=path, limit=step if share < 1 else PAGE, likely=count)
         looked: list[Seen] = yield from walk(
             [window], keep=lambda one: (one["id"], keep(one))
         )
-        before = len(known) + len(others)
+        before = n_seen
         for one in looked:
             known |= {number: kept for number, kept in one.records if kept is not None}
             others |= {number for number, kept in one.records if kept is None}
@@ -498,13 +497,14 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
         bad = [one.window for one in looked if one.error is not None]
         unread = unread or bad
         count = max([one.count for one in looked] + [count or 0])
-        first = first or len(known) + len(others)
-        missing = count - len(known) - len(others)
-        stale = stale + 1 if before == count - missing else 0
-        is_steady = len(known) + len(others) - first <= _MOVED * count
+        n_seen = len(known) + len(others)
+        first = first or n_seen
+        missing = count - n_seen
+        stale = stale + 1 if n_seen == before else 0
+        is_steady = n_seen - first <= _MOVED * count
         is_stale = stale >= (_STALE if is_steady else len(_CUTS))
         is_explained = bool(unread) and (missing == 1 or is_stale)
-        is_tried = look + 1 >= len(_CUTS) and (is_steady or is_stale)
+        is_tried = look >= len(_CUTS) and (is_steady or is_stale)
         if missing <= 0 or is_explained or is_tried:
             break
     return Listed(
@@ -512,7 +512,7 @@ def _all_of(path: str, count: int | None, keep: Any) -> Steps:
         others=frozenset(others),
         seen=tuple(seen),
         # The place of one that cannot be read differs from look to look.
-        unread=tuple(unread[: max(0, missing)]),
+        unread=tuple(unread[: max(0, missing)]) if is_steady else (),
         missing=max(0, missing),
         is_steady=is_steady,
     )
@@ -656,7 +656,7 @@ def _unfound(listed: Listed, rest: int, *, seen: int) -> Iterator[Item]:
     seen
         Collections of which something is.
     """
-    if listed.is_steady and rest <= len(listed.unread):
+    if rest <= len(listed.unread):
         for window in listed.unread[:rest]:
             yield _unreadable(window.request, key_of(window))
         return
@@ -676,7 +676,8 @@ def readable_again(item: Item, body: Any, made: Callable[[Window], Item]) -> Dec
     if seen is not None and body["count"] > seen:
         raise DecodeError(
             f"expected the {seen} collections that were seen, the service counts "
-            f"{body['count']}: what is in the others is not known - at $.count",
+            f"{body['count']}: what is in the others is not known, a new dataset "
+            "looks for them again - at $.count",
             path="$.count",
         )
     records = body.get("results", [body])
